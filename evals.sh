@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Scores the checkpoints of one run: ./evals.sh <env_name> <run_name> <config> [eval.py options]
+#   ./evals.sh Boxing Boxing-STORM-seed_0 STORM
+#   ./evals.sh Boxing Boxing-STORM-seed_0 STORM -checkpoints last -num_episodes 100
+# Writes outputs/eval_result/<run_name>.csv of this repository.
+set -uo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+
+usage='usage: ./evals.sh <env_name> <run_name> <config> [eval.py options], as in ./evals.sh Boxing Boxing-STORM-seed_0 STORM'
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+  echo "$usage"
+  exit 0
+fi
+[[ $# -ge 3 ]] || fail "$usage"
+check_environment_name "$1"
+[[ -n "$2" && "$2" != -* && "$2" != */* && "$2" != *..* ]] ||
+  fail "run name '$2': must be the name of a folder in outputs/, such as Boxing-STORM-seed_0"
+config=$(config_path "$3") || exit
+settings=("-config_path=$config" "-env_name=$(environment_id "$1")" "-run_name=$2")
+shift 3
+
+set_up requirements.txt
+cd -- "$STORM_ROOT" || exit
+exec "$STORM_PYTHON" eval.py "${settings[@]}" "$@"
