@@ -1,0 +1,109 @@
+"""What every command shares: how it ends, which device it takes, and how it writes files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+import utils
+from utils import UserError, nearest, resolve_device, write_atomically
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run_cli(body: str) -> subprocess.CompletedProcess[str]:
+    program = f"from utils import UserError, run_cli\ndef main(arguments):\n    {body}\nrun_cli(main)"
+    command = [sys.executable, "-c", program, "x"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "error"),
+    [
+        ("return None", 0, ""),
+        ("return 75", 75, ""),
+        ("assert arguments == ['x']", 0, ""),
+        (r"raise UserError('a\n  b\x1b[31m')", 2, "error: a b?[31m\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_how_commands_end(body: str, code: int, error: str) -> None:
+    result = run_cli(body)
+    assert (result.returncode, result.stderr) == (code, error)
+
+
+def test_internal_errors_keep_their_traceback() -> None:
+    result = run_cli("raise RuntimeError('a defect')")
+    assert result.returncode == 1 and "Traceback" in result.stderr and "a defect" in result.stderr
+
+
+def test_nearest_name() -> None:
+    assert nearest("boxng", ["Boxing", "Pong"]) == " (did you mean 'Boxing'?)"
+    assert nearest("zzz", ["Boxing", "Pong"]) == ""
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:x", "cpu:1", "mps:0", "", "CUDA", "auto:1"])
+def test_unknown_devices_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="cuda:N"):
+        resolve_device(text)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    import torch
+
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="cuda"):
+        resolve_device("cuda:99")
+
+
+def test_a_card_that_torch_cannot_use_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(utils, "nvidia_card_present", lambda: True)
+    with pytest.raises(UserError, match=r"BasicSettings\.device=cpu"):
+        resolve_device("auto")
+    assert resolve_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_device("auto").type != "cuda"
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "file"
+    write_atomically(path, lambda file: file.write(b"first"))
+
+    def fail_half_way(file: BinaryIO) -> None:
+        file.write(b"sec")
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        write_atomically(path, fail_half_way)
+    assert path.read_bytes() == b"first" and list(path.parent.iterdir()) == [path]
+
+
+FULL_DISK = """
+import resource, torch
+from utils import run_cli, write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+run_cli(lambda arguments: write_atomically(arguments[0], lambda file: torch.save(torch.zeros(9999), file)))
+"""
+
+
+def test_a_full_disk_is_a_user_error_that_names_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"first")
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2 and str(path) in result.stderr and len(result.stderr.splitlines()) == 1
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "file" / "below", lambda file: None)

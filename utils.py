@@ -1,0 +1,200 @@
+"""What every command of this repository shares: one-line errors, devices and atomic files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_PATTERN = r"auto|cuda(:\d{1,3})?|mps|cpu"
+NVIDIA_FIX = (
+    "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "
+    "or choose the CPU with BasicSettings.device=cpu"
+)
+
+
+class UserError(Exception):
+    """Something that whoever typed the command can put right, said in one line."""
+
+
+def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a command line's `main(arguments)` and exit with its code (None means 0).
+
+    A UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130; any other
+    exception is a defect of the program and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal without λ is no reason to stop
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print("error:", _one_line(str(error)), file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code or 0)
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks, and without characters that could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Text to append to a complaint about `name`: " (did you mean 'X'?)", or "" if nothing is near."""
+    by_lower_case = {candidate.lower(): candidate for candidate in names}
+    matches = difflib.get_close_matches(name.lower()[:200], by_lower_case, n=1)
+    return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""
+
+
+def nvidia_card_present() -> bool:
+    """Whether this machine shows an NVIDIA card, whatever PyTorch can do with it."""
+    if any(Path("/dev").glob("nvidia[0-9]*")) and Path("/proc/driver/nvidia/version").exists():
+        return True
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def resolve_device(text: str) -> torch.device:
+    """The device that `auto`, `cuda`, `cuda:N`, `mps` or `cpu` names.
+
+    `auto` is the first CUDA card, else Apple's MPS, else the CPU. A CUDA device is tried with
+    one small addition. Raises UserError if the text is none of these, if the device is not
+    there, or if an NVIDIA card is there that the installed PyTorch cannot use.
+    """
+    import torch
+
+    if not re.fullmatch(DEVICE_PATTERN, text, re.ASCII):
+        raise UserError(f"BasicSettings.device={text!r}: must be auto, cuda, cuda:N, mps or cpu")
+    kind, _, index = text.partition(":")
+    if kind == "auto":
+        kind = _choose_device()
+    if kind == "cuda":
+        return _checked_cuda_device(int(index or 0))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"BasicSettings.device={text}: PyTorch {torch.__version__} finds no MPS device here")
+    return torch.device(kind)
+
+
+def _choose_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not hidden and nvidia_card_present():
+        raise UserError(
+            f"an NVIDIA card is here, but PyTorch {torch.__version__} cannot use it: {NVIDIA_FIX}"
+        )
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _checked_cuda_device(index: int) -> torch.device:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"BasicSettings.device=cuda: PyTorch {torch.__version__} finds no CUDA; {NVIDIA_FIX}")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"BasicSettings.device=cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")
+    device = torch.device("cuda", index)
+    try:
+        torch.zeros(1, device=device).add_(1)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"PyTorch {torch.__version__} cannot use {device} ({reason}): {NVIDIA_FIX}"
+        ) from error
+    return device
+
+
+class _WatchedFile:
+    """A binary file that remembers the OSError of a failed write; torch.save hides it in a RuntimeError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Let `write(file)` fill a file that appears at `path` whole, or not at all.
+
+    Written beside `path`, flushed to the disk, then renamed over it. Missing folders are made.
+    Raises UserError if the disk is full, the path read-only or otherwise not writable; what was
+    at `path` before is then still there.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace_file(path, write)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}; free space on, or make writable, "
+            f"{path.parent.absolute()} and run the same command again"
+        ) from error
+
+
+def _replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            _write_through(_WatchedFile(file), write)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _write_through(file: _WatchedFile, write: Callable[[BinaryIO], None]) -> None:
+    try:
+        write(file)  # type: ignore[arg-type]
+    except Exception:
+        if file.failure is not None:
+            raise file.failure from None
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, on systems where a folder can be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
