@@ -1,0 +1,1 @@
+"""World model of STORM and GIT-STORM: encoder, sequence model, priors, heads."""

@@ -1,0 +1,116 @@
+"""Multi-head attention, the two block types, and the key/value cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """Keys and values that one attention layer has seen, in memory reserved at once.
+
+    Args:
+        capacity: most tokens it can hold.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, heads, T, head_dim) keys and values; return all of them so far."""
+        end = self.length + keys.shape[2]
+        assert end <= self.capacity, f"cache of {self.capacity} tokens cannot hold {end}"
+        if self._keys is None:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys each query may see, bool (queries, keys), the last query aligned with the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention over x (B, T, width); with a cache also over the tokens that it holds.
+
+    Args:
+        width: of input and output. num_heads: divides width.
+        bias: whether the four projections have one.
+        attention_dropout: on the attention probabilities, in training.
+        causal: whether a token sees only itself and earlier ones.
+    """
+
+    def __init__(self, width: int, num_heads: int, bias: bool, attention_dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.causal = causal
+        self.attention_dropout = attention_dropout
+        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.output = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        batch, time, width = x.shape
+        qkv = self.query_key_value(x).view(batch, time, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        first_chunk = key.shape[2] == time
+        mask = None
+        if self.causal and not first_chunk and time > 1:
+            mask = causal_mask(time, key.shape[2], x.device)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=self.causal and first_chunk and time > 1,
+        )
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, width))
+
+
+class CausalBlock(nn.Module):
+    """Post-norm transformer block of STORM's sequence model (STORM, eq. 3, appendix A).
+
+    x ← LN(x + dropout(attention(x))), then x ← LN(x + dropout(W₂ relu(W₁ x))).
+    """
+
+    def __init__(self, width: int, num_heads: int, feed_forward_width: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(width, num_heads, False, dropout, causal=True)
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.expand = nn.Linear(width, feed_forward_width)
+        self.contract = nn.Linear(feed_forward_width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, cache)))
+        return self.feed_forward_norm(x + self.dropout(self.contract(F.relu(self.expand(x)))))
+
+
+class BidirectionalBlock(nn.Module):
+    """Pre-norm transformer block of MaskGIT: x ← x + attention(LN(x)), x ← x + MLP(LN(x))."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = MultiHeadAttention(width, num_heads, True, attention_dropout, causal=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, mlp_width)
+        self.contract = nn.Linear(mlp_width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))

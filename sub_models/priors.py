@@ -1,0 +1,139 @@
+"""The two priors p(z_{t+1} | h_t): STORM's factorised MLP and GIT-STORM's MaskGIT.
+
+A prior answers two questions, each with its randomness as an argument: how likely is a given
+latent (`predict`, in training), and what could come next (`sample`, in imagination).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from config_schema import MaskGit as MaskGitConfig
+from config_schema import Models as ModelsConfig
+from config_schema import WorldModel as WorldModelConfig
+from sub_models.functions_losses import sample, unimix_log_probs
+from sub_models.torch_maskgit.masking import mask_count, random_mask
+from sub_models.torch_maskgit.sampling import DraftAndRevise
+from sub_models.torch_maskgit.transformer import MaskedTokenTransformer
+
+
+@dataclass(frozen=True)
+class PriorPrediction:
+    """What a prior says about given latents."""
+
+    log_probs: Tensor  # (..., K, C) float32
+    counted: Tensor  # (..., K) float32: 1 where the latent enters the KL, 0 where the prior saw it
+
+
+class Prior(Protocol):
+    """What the world model needs of a prior."""
+
+    predict_noise_size: int  # uniform numbers per position that `predict` takes
+    sample_noise_size: int  # uniform numbers per position that `sample` takes
+
+    def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
+        """hidden (..., D), tokens (..., K) int64, noise (..., predict_noise_size)."""
+
+    def sample(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """hidden (..., D), noise (..., sample_noise_size) → tokens (..., K) int64."""
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → log-probabilities (..., K, C) of each latent given h alone, float32."""
+
+
+class MLPPrior(nn.Module):
+    """STORM's prior: one linear layer, the K latents independent given h_t (STORM, eq. 4).
+
+    Args:
+        config: the WorldModel section.
+    """
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.shape = (config.NumLatents, config.NumClasses)
+        self.unimix = config.Unimix
+        self.head = nn.Linear(config.TransformerHiddenDim, config.NumLatents * config.NumClasses)
+        self.predict_noise_size = 0
+        self.sample_noise_size = config.NumLatents
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → log-probabilities (..., K, C), float32."""
+        return unimix_log_probs(self.head(hidden).unflatten(-1, self.shape), self.unimix)
+
+    def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
+        """The prior of every latent; all of them count."""
+        log_probs = self.log_probs(hidden)
+        return PriorPrediction(log_probs, torch.ones_like(log_probs[..., 0]))
+
+    def sample(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Independent draws of the K latents."""
+        return sample(self.log_probs(hidden), noise)
+
+
+class MaskGITPrior(nn.Module):
+    """GIT-STORM's prior: a masked token model of z_{t+1} given h_t (GIT-STORM, section 3.1).
+
+    Args:
+        world_model: the WorldModel section. config: the MaskGit section.
+    """
+
+    def __init__(self, world_model: WorldModelConfig, config: MaskGitConfig) -> None:
+        super().__init__()
+        self.num_latents = world_model.NumLatents
+        self.unimix = world_model.Unimix
+        self.schedule = config.MaskSchedule
+        self.transformer = MaskedTokenTransformer(
+            config, world_model.NumLatents, world_model.NumClasses, world_model.TransformerHiddenDim
+        )
+        self.plan = DraftAndRevise(self.num_latents, config.T_draft, config.T_revise, config.M)
+        if config.T_draft > 1 and not self.plan.is_joint:
+            warnings.warn(
+                f"T_draft={config.T_draft} has no effect: the last revise sweep has one group, which "
+                "redraws every token without looking at the draft; set T_revise > 1 or M=0",
+                stacklevel=2,
+            )
+        self.predict_noise_size = 1 + self.num_latents
+        self.sample_noise_size = self.plan.noise_size
+
+    def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
+        """Hide a random part of the tokens and predict it; only the hidden part counts."""
+        hidden_rows, token_rows, noise_rows = (x.flatten(0, -2) for x in (hidden, tokens, noise))
+        count = mask_count(noise_rows[:, 0], self.schedule, self.num_latents)
+        masked = random_mask(count, noise_rows[:, 1:])
+        visible = token_rows.masked_fill(masked, self.transformer.mask_token)
+        logits = self.transformer(visible, self.transformer.condition(hidden_rows))
+        log_probs = unimix_log_probs(logits, self.unimix)
+        lead = tokens.shape[:-1]
+        return PriorPrediction(log_probs.unflatten(0, lead), masked.float().unflatten(0, lead))
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → log-probabilities (..., K, C) from the fully masked input, float32."""
+        rows = hidden.flatten(0, -2)
+        tokens = torch.full(
+            (len(rows), self.num_latents), self.transformer.mask_token, dtype=torch.long, device=rows.device
+        )
+        logits = self.transformer(tokens, self.transformer.condition(rows))
+        return unimix_log_probs(logits, self.unimix).unflatten(0, hidden.shape[:-1])
+
+    def sample(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Draft-and-Revise draws of the K latents."""
+        condition = self.transformer.condition(hidden.flatten(0, -2))
+
+        def predict(tokens: Tensor) -> Tensor:
+            return unimix_log_probs(self.transformer(tokens, condition), self.unimix)
+
+        tokens = self.plan.draw(predict, self.transformer.mask_token, noise.flatten(0, -2))
+        return tokens.unflatten(0, hidden.shape[:-1])
+
+
+def make_prior(config: ModelsConfig, model_type: str) -> Prior:
+    """The prior of a model type: "STORM" or "GITSTORM"."""
+    if model_type == "GITSTORM":
+        return MaskGITPrior(config.WorldModel, config.MaskGit)
+    assert model_type == "STORM", model_type
+    return MLPPrior(config.WorldModel)

@@ -1,0 +1,94 @@
+"""How many tokens to mask, and which: MaskGIT, section 3.1 and appendix A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SMALLEST_RATIO = 1e-6  # schedules are clipped to [SMALLEST_RATIO, 1], so at least one token is masked
+
+SCHEDULES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "cosine": lambda u, num_tokens: torch.cos(u * (math.pi / 2)),
+    "uniform": lambda u, num_tokens: 1 - u,
+    "log": lambda u, num_tokens: -torch.log2(u) / math.log2(num_tokens),
+    "exp": lambda u, num_tokens: 1 - torch.exp2(-math.log2(num_tokens) * (1 - u)),
+}
+
+
+def power_of(schedule: str) -> float | None:
+    """The d of a schedule "pow<d>" (d > 0), or None if the name is not of that form."""
+    try:
+        power = float(schedule.removeprefix("pow")) if schedule.startswith("pow") else 0.0
+    except ValueError:
+        return None
+    return power if 0 < power < math.inf else None
+
+
+def is_schedule(schedule: str) -> bool:
+    """Whether `mask_ratio` knows this schedule."""
+    return schedule in SCHEDULES or power_of(schedule) is not None
+
+
+def mask_ratio(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
+    """γ(u): the share of tokens to mask.
+
+    Args:
+        u: progress in [0, 1], any shape.
+        schedule: cosine, uniform, pow<d>, log or exp.
+        num_tokens: K; the log and exp schedules depend on it.
+
+    Returns:
+        float, shape of u, in [1e-6, 1].
+
+    Raises:
+        ValueError: unknown schedule.
+    """
+    power = power_of(schedule)
+    if power is not None:
+        ratio = 1 - u**power
+    elif schedule in SCHEDULES:
+        ratio = SCHEDULES[schedule](u, num_tokens)
+    else:
+        raise ValueError(f"unknown mask schedule {schedule!r}; known: {', '.join(SCHEDULES)}, pow<d>")
+    return ratio.clamp(SMALLEST_RATIO, 1.0)
+
+
+def mask_count(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
+    """n = ⌈K·γ(u)⌉, int64 in {1 … K}.
+
+    The ceiling matters: rounding down, the fully masked input from which sampling starts
+    would never be trained on with few tokens.
+    """
+    return torch.ceil(num_tokens * mask_ratio(u, schedule, num_tokens)).long().clamp(1, num_tokens)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The rank (0-based) of each score along the last axis: a uniform permutation for i.i.d. scores."""
+    return scores.argsort(-1).argsort(-1)
+
+
+def random_mask(count: Tensor, scores: Tensor) -> Tensor:
+    """A uniformly random set of `count` positions.
+
+    Args:
+        count: (...), int64. scores: (..., K), i.i.d. uniform.
+
+    Returns:
+        bool (..., K), true where masked.
+    """
+    return ranks(scores) < count.unsqueeze(-1)
+
+
+def random_groups(scores: Tensor, num_groups: int) -> Tensor:
+    """A random split of the K positions into nearly equal groups.
+
+    Args:
+        scores: (..., K), i.i.d. uniform. num_groups: at most K.
+
+    Returns:
+        Group of each position (..., K), int64 in [0, num_groups).
+    """
+    return ranks(scores) * num_groups // scores.shape[-1]

@@ -1,0 +1,81 @@
+"""Draft-and-Revise sampling of masked token models (Lee et al. 2022, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sub_models.functions_losses import sample
+from sub_models.torch_maskgit.masking import random_groups
+
+
+@dataclass(frozen=True)
+class DraftAndRevise:
+    """A sampling plan: one draft sweep, then `num_revisions` revise sweeps over all tokens.
+
+    A sweep splits the tokens into groups by a fresh permutation, and group by group masks,
+    predicts and draws. A sweep with one group masks everything and forgets what came before,
+    so the sweeps before the last such sweep change nothing and are left out.
+
+    Args:
+        num_tokens: K.
+        draft_groups: T_draft. revise_groups: T_revise. num_revisions: M.
+    """
+
+    num_tokens: int
+    draft_groups: int
+    revise_groups: int
+    num_revisions: int
+
+    @property
+    def sweeps(self) -> tuple[int, ...]:
+        """Number of groups of each sweep that matters, in order."""
+        asked = (self.draft_groups, *[self.revise_groups] * self.num_revisions)
+        forgets = [index for index, groups in enumerate(asked) if groups == 1]
+        return asked[forgets[-1] :] if forgets else asked
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the tokens of a sample can depend on each other."""
+        return self.sweeps[-1] > 1
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the model per sample."""
+        return sum(self.sweeps)
+
+    @property
+    def noise_size(self) -> int:
+        """Uniform numbers per sample: one draw per token and sweep, and its permutation."""
+        return sum(self.num_tokens * (2 if groups > 1 else 1) for groups in self.sweeps)
+
+    def draw(self, predict: Callable[[Tensor], Tensor], mask_token: int, noise: Tensor) -> Tensor:
+        """Draw tokens.
+
+        Args:
+            predict: tokens (..., K) int64, partly masked, to logits (..., K, C).
+            mask_token: index of the MASK token.
+            noise: (..., noise_size), uniform in [0, 1).
+
+        Returns:
+            (..., K), int64 in [0, C).
+        """
+        assert noise.shape[-1] == self.noise_size, f"noise of {noise.shape[-1]}, need {self.noise_size}"
+        parts = iter(noise.split(self.num_tokens, dim=-1))
+        tokens = torch.full(
+            (*noise.shape[:-1], self.num_tokens), mask_token, dtype=torch.long, device=noise.device
+        )
+        for groups in self.sweeps:
+            draws = next(parts)
+            if groups == 1:
+                tokens = sample(predict(torch.full_like(tokens, mask_token)), draws)
+                continue
+            group_of = random_groups(next(parts), groups)
+            for group in range(groups):
+                in_group = group_of == group
+                drawn = sample(predict(tokens.masked_fill(in_group, mask_token)), draws)
+                tokens = torch.where(in_group, drawn, tokens)
+        return tokens

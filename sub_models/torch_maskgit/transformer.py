@@ -1,0 +1,67 @@
+"""The bidirectional transformer that predicts masked tokens, conditioned on a hidden state."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config_schema import MaskGit as MaskGitConfig
+from sub_models.attention_blocks import BidirectionalBlock
+
+
+class MaskedTokenTransformer(nn.Module):
+    """Logits of every token from the visible ones and a condition (GIT-STORM, section 3.1).
+
+    Each token's embedding meets its own slice of the hidden state; the output layer shares its
+    weights with the token embeddings (MaskGIT, appendix A).
+
+    Args:
+        config: the MaskGit section.
+        num_tokens: K. num_classes: C; the MASK token is index C.
+        condition_size: width of the hidden state, divisible by K.
+    """
+
+    def __init__(self, config: MaskGitConfig, num_tokens: int, num_classes: int, condition_size: int) -> None:
+        super().__init__()
+        assert condition_size % num_tokens == 0, "the hidden width must divide into K slices"
+        shape = config.TmfArgs
+        self.num_tokens = num_tokens
+        self.num_classes = num_classes
+        self.mask_token = num_classes
+        self.token = nn.Embedding(num_classes + 1, config.VocabDim)
+        self.position = nn.Embedding(num_tokens, shape.EmbedDim)
+        for table in (self.token, self.position):
+            nn.init.normal_(table.weight, std=config.InitStd)
+        self.input = nn.Linear(config.VocabDim + condition_size // num_tokens, shape.EmbedDim)
+        self.blocks = nn.ModuleList(
+            BidirectionalBlock(
+                shape.EmbedDim, shape.NumHeads, shape.MlpDim, shape.Dropout, shape.AttentionDropout
+            )
+            for _ in range(shape.NumLayers)
+        )
+        self.output = nn.Linear(shape.EmbedDim, shape.EmbedDim)
+        self.output_norm = nn.LayerNorm(shape.EmbedDim)
+        self.to_vocabulary = nn.Linear(shape.EmbedDim, config.VocabDim)
+        self.vocabulary_norm = nn.LayerNorm(config.VocabDim)
+        self.bias = nn.Parameter(self.input.weight.new_zeros(num_classes))
+
+    def condition(self, hidden: Tensor) -> Tensor:
+        """The hidden state's share of the input layer; computed once per sample.
+
+        hidden (M, D) → (M, K, width).
+        """
+        slices = hidden.unflatten(-1, (self.num_tokens, -1))
+        return F.linear(slices, self.input.weight[:, self.token.embedding_dim :])
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """tokens (M, K) int64, masked ones C; condition from `condition` → logits (M, K, C)."""
+        # Linear(concat(embedding, slice)), with the embedding's part looked up in the projected table.
+        table = F.linear(
+            self.token.weight, self.input.weight[:, : self.token.embedding_dim], self.input.bias
+        )
+        x = F.embedding(tokens, table) + condition + self.position.weight
+        for block in self.blocks:
+            x = block(x)
+        x = self.output_norm(F.gelu(self.output(x)))
+        x = self.vocabulary_norm(F.gelu(self.to_vocabulary(x)))
+        return F.linear(x, self.token.weight[: self.num_classes], self.bias)
