@@ -166,8 +166,8 @@ def imagine(
     features, actions, hiddens = [], [], []
     for step in range(horizon + 1):
         index = world_model.prior.sample(state.hidden, noise[step, :, :-1])
-        latent = world_model.one_hot_latent(index, state.hidden.dtype)
-        feature = torch.cat([latent, state.hidden], dim=-1)
+        latent = world_model.one_hot_latent(index)
+        feature = world_model.feature(latent, state.hidden)
         features.append(feature)
         if step < horizon:
             actions.append(sample(agent.actor(feature), noise[step, :, -1]))
@@ -261,7 +261,7 @@ class Policy:
         hidden = model.sequence_model(past, actions)[:, -1]
         draws = noise[:, :-1]
         index = model.prior.sample(hidden, draws) if self.blind else sample(now, draws)
-        feature = torch.cat([model.one_hot_latent(index, hidden.dtype), hidden], dim=-1)
+        feature = model.feature(model.one_hot_latent(index), hidden)
         logits = self.agent.actor(feature)
         action = logits.argmax(-1) if self.greedy else sample(logits, noise[:, -1])
         return action, remembered

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from math import log2
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config_schema import WorldModel as WorldModelConfig
+from sub_models.precision import compute_dtype
 
 CODE_SIDE = 4  # side of the feature map between encoder and decoder
 PIXEL_MAX = 255.0
@@ -42,9 +45,25 @@ class Encoder(nn.Module):
             channels_in = channels
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(M, channels, side, side) in [0, 1] → (M, code size), channel-major."""
-        return self.layers(image).flatten(1)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (M, channels, side, side) in 0 … 255, any dtype → (M, code size), channel-major.
+
+        The division by 255 is left to the first weights. In evaluation mode each BatchNorm is
+        folded into its convolution, which leaves one pass over the data instead of two.
+        """
+        x = pixels.to(compute_dtype(pixels.device))
+        for index in range(0, len(self.layers), 3):
+            convolution, norm, activation = self.layers[index : index + 3]
+            weight = convolution.weight / PIXEL_MAX if index == 0 else convolution.weight
+            if self.training:
+                x = norm(F.conv2d(x, weight, None, convolution.stride, convolution.padding))
+            else:
+                scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+                bias = norm.bias - norm.running_mean * scale
+                weight = weight * scale[:, None, None, None]
+                x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding)
+            x = activation(x)
+        return x.flatten(1)
 
 
 class Decoder(nn.Module):

@@ -167,8 +167,9 @@ def _check_names(table: Table, state: Mapping[str, Tensor], source: str) -> None
 
 
 def _join(name: str, parts: list[Tensor], source: str) -> Tensor:
-    if len({tuple(part.shape[1:]) for part in parts}) > 1 or any(
-        len(parts) > 1 and not p.ndim for p in parts
-    ):
-        raise UserError(f"{source}: the parts of {name} have shapes {[tuple(part.shape) for part in parts]}")
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    shapes = [tuple(part.shape) for part in parts]
+    if len(set(shapes)) > 1 or not shapes[0]:
+        raise UserError(f"{source}: query, key and value weights of {name} have shapes {shapes}")
+    return torch.cat(parts)

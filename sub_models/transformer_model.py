@@ -73,7 +73,7 @@ class SequenceModel(nn.Module):
         """
         start = cache[0].length if cache is not None else 0
         x = self.mixer(latent, action)
-        x = self.norm(x + self.position.weight[start : start + x.shape[1]])
+        x = self.norm(x + self.position.weight[start : start + x.shape[1]].to(x.dtype))
         for index, block in enumerate(self.blocks):
             x = block(x, cache[index] if cache is not None else None)
         return x

@@ -26,6 +26,7 @@ from sub_models.functions_losses import (
     straight_through,
     unimix_log_probs,
 )
+from sub_models.precision import compute_dtype
 from sub_models.priors import make_prior
 from sub_models.transformer_model import SequenceModel
 
@@ -92,17 +93,21 @@ class WorldModel(nn.Module):
 
     def posterior(self, observation: Tensor) -> Tensor:
         """q(z | o): uint8 (..., H, W, C) → log-probabilities (..., K, C), float32."""
-        image = to_unit_range(observation.flatten(0, -4)).permute(0, 3, 1, 2)
-        logits = self.posterior_head(self.encoder(image)).unflatten(-1, self.latent_shape)
+        pixels = observation.flatten(0, -4).permute(0, 3, 1, 2)  # channels-last in memory
+        logits = self.posterior_head(self.encoder(pixels)).unflatten(-1, self.latent_shape)
         return unimix_log_probs(logits, self.config.Unimix).unflatten(0, observation.shape[:-3])
 
     def decode(self, latent: Tensor) -> Tensor:
         """Images (..., C, H, W) in about [0, 1] of flat latents (..., K·C)."""
         return self.decoder(latent.flatten(0, -2)).unflatten(0, latent.shape[:-1])
 
-    def one_hot_latent(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Flat one-hot latents (..., K·C) of class indices (..., K)."""
-        return one_hot(index, self.config.NumClasses, dtype).flatten(-2)
+    def one_hot_latent(self, index: Tensor) -> Tensor:
+        """Flat one-hot latents (..., K·C) of class indices (..., K), in the dtype of the products."""
+        return one_hot(index, self.config.NumClasses, compute_dtype(index.device)).flatten(-2)
+
+    def feature(self, latent: Tensor, hidden: Tensor) -> Tensor:
+        """What the agent sees, (..., K·C + D): z_t beside h_{t−1} (STORM, eq. 7)."""
+        return torch.cat([latent, hidden.to(latent.dtype)], dim=-1)
 
     def predict_reward(self, hidden: Tensor) -> Tensor:
         """Expected reward (...) of h (..., D), float32."""

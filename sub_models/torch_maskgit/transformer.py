@@ -59,7 +59,7 @@ class MaskedTokenTransformer(nn.Module):
         table = F.linear(
             self.token.weight, self.input.weight[:, : self.token.embedding_dim], self.input.bias
         )
-        x = F.embedding(tokens, table) + condition + self.position.weight
+        x = F.embedding(tokens, table) + (condition + self.position.weight.to(condition.dtype))
         for block in self.blocks:
             x = block(x)
         x = self.output_norm(F.gelu(self.output(x)))

@@ -1,0 +1,192 @@
+"""Measures speed: python benchmark.py [Section.Key=value ...] [--json FILE] [--profile DIR] [--plot FILE].
+
+Each phase of an iteration at the configured sizes, against what this device can do, both
+measured in this process; then the whole training loop with a real game. Several devices,
+precisions or sizes are several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from config import load_config
+from config_schema import Config
+from execution import Execution
+from measurements import (
+    Clock,
+    Iteration,
+    batch_growth,
+    copy_bandwidth,
+    device_busy_share,
+    end_to_end,
+    horizon_growth,
+    measure_phases,
+    product_rate,
+)
+from run_directory import machine_facts
+from utils import UserError, resolve_device, run_cli, write_atomically
+
+# Measured by us on the original STORM code: one iteration at paper size, float32, on a 2-core CPU
+# with native bfloat16, and the float32 rate of 1024×512×512 products on the same machine.
+RELEASE_ITERATION_S = 22.7
+RELEASE_FLOP_PER_S = 186e9
+
+PRODUCT = (1024, 512, 512)
+LARGE_PRODUCT = (8192, 8192, 8192)
+LEARNING_PHASES = ("world model", "imagination", "agent")
+HORIZONS = (16, 32, 64)
+BATCHES = (256, 512, 1024)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options beside the dotted overrides."""
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="settings, as Section.Key=value")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--profile", type=Path, help="write a chrome trace and the top kernels to this folder")
+    parser.add_argument("--plot", type=Path, help="measure how imagination grows, and draw it to this file")
+    parser.add_argument("--repeats", type=int, default=5, help="counted calls of each phase (default 5)")
+    parser.add_argument("--warm-up", type=int, default=2, help="calls before them (default 2; 6 on a GPU)")
+    parser.add_argument("--steps", type=int, default=200, help="steps of the whole loop; 0 leaves it out")
+    parser.add_argument("--actions", type=int, default=18, help="actions of the phases (default 18)")
+    return parser
+
+
+def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures, as --json writes them."""
+    device = resolve_device(config.BasicSettings.device)
+    execution = Execution(config.BasicSettings, device)
+    clock = Clock(device, options.repeats, options.warm_up)
+    peak = {
+        "float32_1024x512x512_flop_per_s": product_rate(clock, PRODUCT, torch.float32),
+        "copy_bytes_per_s": copy_bandwidth(clock),
+    }
+    largest = LARGE_PRODUCT if device.type != "cpu" else PRODUCT
+    peak["product_flop_per_s"] = product_rate(clock, largest, execution.dtype)
+    phases = measure_phases(config, execution, clock, options.actions, peak)
+    iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
+    figures: dict[str, Any] = {
+        "iteration_s": iteration_s,
+        "iterations_per_s": 1 / iteration_s,
+        "env_steps_per_s": None,
+        "phases": phases,
+        "flop": sum(phases[name]["flop"] for name in LEARNING_PHASES),
+        "peak": peak,
+        "precision": str(execution.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "speed_up_over_release": release_ratio(iteration_s, peak) if device.type == "cpu" else None,
+        **machine_facts(device),
+    }
+    if device.type == "cuda":
+        iteration = Iteration(config, options.actions, execution)
+        figures["host_wait_share"] = 1 - device_busy_share(iteration, options.repeats)
+        figures["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    else:
+        figures["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if options.steps:
+        figures |= end_to_end(config, options.steps)
+    return figures
+
+
+def release_ratio(iteration_s: float, peak: dict[str, float]) -> float:
+    """How many times faster than the STORM release, at equal speed of the machine."""
+    own_work = iteration_s * peak["float32_1024x512x512_flop_per_s"]
+    return RELEASE_ITERATION_S * RELEASE_FLOP_PER_S / own_work
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for reading."""
+    lines = [f"{'phase':<16}{'median ms':>11}{'min':>10}{'max':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}"]
+    for name, row in figures["phases"].items():
+        lines.append(
+            f"{name:<16}{row['median_s'] * 1e3:>11.2f}{row['min_s'] * 1e3:>10.2f}{row['max_s'] * 1e3:>10.2f}"
+            f"{row['flop'] / 1e9:>10.2f}{row['flop_per_s'] / 1e9:>10.1f}{row['share_of_peak']:>9.1%}"
+        )
+    peak = figures["peak"]
+    lines += [
+        f"iteration without acting: {figures['iteration_s'] * 1e3:.2f} ms, {figures['flop'] / 1e12:.3f} TFLOP",
+        f"peak of this device: {peak['product_flop_per_s'] / 1e9:.0f} GFLOP/s ({figures['precision']}), "
+        f"{peak['float32_1024x512x512_flop_per_s'] / 1e9:.0f} GFLOP/s (float32, 1024×512×512), "
+        f"copy {peak['copy_bytes_per_s'] / 1e9:.1f} GB/s",
+        f"memory at most: {figures['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"{figures['hardware']}, {figures['threads']} threads, {figures['device']}, commit {figures['commit']}",
+    ]
+    if figures["speed_up_over_release"] is not None:
+        lines.append(
+            f"against the STORM release at paper size, at equal speed of the machine: "
+            f"{figures['speed_up_over_release']:.2f}×"
+        )
+    if "host_wait_share" in figures:
+        lines.append(f"share of an iteration that the GPU waits: {figures['host_wait_share']:.1%}")
+    if figures["env_steps_per_s"] is not None:
+        lines.append(f"whole loop: {figures['env_steps_per_s']:.2f} environment steps/s")
+    return "\n".join(lines)
+
+
+def write_profile(config: Config, options: argparse.Namespace) -> None:
+    """A chrome trace of one iteration and a table of its most expensive kernels."""
+    device = resolve_device(config.BasicSettings.device)
+    iteration = Iteration(config, options.actions, Execution(config.BasicSettings, device))
+    for _ in range(options.warm_up):
+        for phase in iteration.phases().values():
+            phase()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as trace:
+        for phase in iteration.phases().values():
+            phase()
+        Clock(device, 1, 0).wait()
+    options.profile.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(options.profile / "trace.json"))
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    text = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
+    (options.profile / "kernels.txt").write_text(text)
+
+
+def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure how imagination grows with horizon and batch, and draw it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install -r requirements-report.txt") from error
+    clock = Clock(resolve_device(config.BasicSettings.device), options.repeats, options.warm_up)
+    horizons = horizon_growth(config, clock, options.actions, list(HORIZONS))
+    batches = batch_growth(config, clock, options.actions, list(BATCHES))
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for key, label in (("imagination_s", "whole"), ("without_context_s", "without the context")):
+        left.plot(horizons, [row[key] for row in horizons.values()], marker="o", label=label)
+    left.set(xlabel="horizon", ylabel="seconds", title="imagination", ylim=(0, None))
+    left.legend()
+    right.plot(list(batches), list(batches.values()), marker="o")
+    right.set(xlabel="imagined trajectories", ylabel="seconds", title="imagination", ylim=(0, None))
+    figure.savefig(options.plot)
+    first, last = horizons[HORIZONS[0]], horizons[HORIZONS[-1]]
+    ratio = last["without_context_s"] / first["without_context_s"]
+    print(f"imagination without the context, horizon {HORIZONS[-1]} against {HORIZONS[0]}: {ratio:.2f}×")
+    return {"horizons": horizons, "batches": batches, "horizon_ratio": ratio}
+
+
+def main(arguments: list[str]) -> None:
+    """Measure as the command line says."""
+    options = make_parser().parse_args(arguments)
+    config = load_config(options.overrides)
+    figures = measure(config, options)
+    print(table(figures))
+    if options.plot is not None:
+        figures["growth"] = plot_growth(config, options)
+    if options.profile is not None:
+        write_profile(config, options)
+    if options.json is not None:
+        content = json.dumps(figures, indent=1).encode()
+        write_atomically(options.json, lambda file: file.write(content))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,306 @@
+"""N environments as one: they step while the device computes, and survive their own faults.
+
+Every episode's last reward comes with the next episode's first picture (same-step autoreset),
+so that nothing invented enters a replay buffer. Environment i is seeded once, with seed + i.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from config_schema import Environment as EnvironmentSettings
+from env_workers import LocalPool, PoolFailure, WorkerPool
+from random_streams import derive_seed
+from single_env import find_spec, make_single
+from state_checks import expect, expect_array
+from utils import UserError
+
+SEED_RANGE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of N environments brought."""
+
+    observation: np.ndarray  # uint8 (N, H, W, 3), what the next action is chosen on
+    reward: np.ndarray  # float32 (N,), raw
+    termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
+    episode_end: np.ndarray  # bool (N,), terminated or truncated
+    episode_return: np.ndarray  # float64 (N,), of the episode that ended here; meaningless elsewhere
+    episode_length: np.ndarray  # int64 (N,), in agent steps; likewise
+
+
+class EnvironmentFault(Exception):
+    """An environment died, hung, raised or returned nonsense; all N have begun new episodes.
+
+    Args:
+        message: what happened, one line.
+        observation: uint8 (N, H, W, 3), the new first pictures.
+        seeds: those that the environments now run on.
+    """
+
+    def __init__(self, message: str, observation: np.ndarray, seeds: list[int]) -> None:
+        super().__init__(message)
+        self.observation = observation
+        self.seeds = seeds
+
+
+class VectorEnvironment:
+    """N environments, in this process (N = 1 without a time limit) or in a worker process each.
+
+    Args:
+        name: Gymnasium id, `ALE/*-v5` or any with an image observation and discrete actions.
+        settings: time limit, and what single environments make of it.
+        image_size: side of the pictures, H = W. num_envs: N. seed: of environment 0.
+        release_quirks: restore two habits of the STORM release: every episode re-seeded with the
+            same seed, and an episode's last reward counted into the next one's return.
+
+    Raises:
+        UserError: no such environment, or one that cannot be used or started.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: EnvironmentSettings,
+        image_size: int,
+        num_envs: int,
+        seed: int,
+        release_quirks: bool = False,
+    ) -> None:
+        find_spec(name)
+        self.name, self.image_size, self.num_envs = name, image_size, num_envs
+        self.seeds = [seed + index for index in range(num_envs)]
+        self.fault_count = 0
+        self._seed, self._settings, self._release_quirks = seed, settings, release_quirks
+        self._resume_count = 0  # times that a state could not be restored exactly
+        self._stepping = False
+        self._pending_fault = ""  # happened while saving; reported by the next step
+        self._return = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, np.int64)
+        try:
+            self._pool = self._open_pool()
+        except PoolFailure as failure:
+            raise UserError(self._named(failure)) from failure
+        self.num_actions = self._pool.num_actions
+
+    def _open_pool(self) -> LocalPool | WorkerPool:
+        build = functools.partial(make_single, self.name, self._settings, self._release_quirks)
+        if self.num_envs == 1 and self._settings.StepTimeout == 0:
+            return LocalPool(build, self.image_size)
+        return WorkerPool(build, self.num_envs, self.image_size, self._settings.StepTimeout)
+
+    def _named(self, failure: PoolFailure) -> str:
+        text = str(failure)
+        return text if self.name in text else f"environment {self.name!r}: {text}"
+
+    @property
+    def observation(self) -> np.ndarray:
+        """The present pictures, uint8 (N, H, W, 3), a copy."""
+        return self._pool.frames.copy()
+
+    def reset(self) -> np.ndarray:
+        """Seed every environment and return the first pictures, uint8 (N, H, W, 3).
+
+        Called again it begins the same streams anew.
+
+        Raises:
+            UserError: an environment does not start.
+        """
+        self._forbid_while_stepping("reset")
+        try:
+            self._begin(range(self.num_envs))
+        except PoolFailure as failure:
+            raise UserError(self._named(failure)) from failure
+        return self.observation
+
+    def _begin(self, indices: range | list[int]) -> None:
+        self._pool.reset({index: self.seeds[index] for index in indices})
+        self._return[indices], self._length[indices] = 0, 0
+
+    def start_step(self, actions: np.ndarray) -> None:
+        """Let the environments act; in this process (N = 1) the step itself runs in `finish_step`.
+
+        Args:
+            actions: integers (N,) in [0, num_actions).
+
+        Raises:
+            ValueError: other actions.
+        """
+        self._forbid_while_stepping("start_step")
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be integers ({self.num_envs},), found {actions.dtype} {actions.shape}"
+            )
+        if actions.min() < 0 or actions.max() >= self.num_actions:
+            raise ValueError(f"actions must be in [0, {self.num_actions}), found {actions.tolist()}")
+        self._stepping = True
+        if not self._pending_fault:
+            self._pool.send(actions.tolist())
+
+    def finish_step(self) -> StepResult:
+        """Wait for the step that `start_step` began.
+
+        Raises:
+            EnvironmentFault: an environment failed; all have begun new episodes on new seeds.
+            UserError: and could not be started again.
+        """
+        if not self._stepping:
+            raise RuntimeError("finish_step needs a start_step before it")
+        self._stepping = False
+        message, self._pending_fault = self._pending_fault, ""
+        if not message:
+            try:
+                return self._collect(self._pool.receive())
+            except PoolFailure as failure:
+                message = self._named(failure)
+                self._restart(message)
+        raise EnvironmentFault(message, self.observation, list(self.seeds))
+
+    def _collect(self, steps: list[tuple[float, bool, bool]]) -> StepResult:
+        reward, termination, episode_end = map(np.array, zip(*steps, strict=True))
+        total, length = self._return + reward, self._length + 1
+        ended_with = self._return if self._release_quirks else total
+        self._return = np.where(episode_end, reward if self._release_quirks else 0.0, total)
+        self._length = np.where(episode_end, 0, length)
+        return StepResult(
+            observation=self.observation,
+            reward=reward.astype(np.float32),
+            termination=termination.astype(np.float32),
+            episode_end=episode_end,
+            episode_return=ended_with,
+            episode_length=length,
+        )
+
+    def _restart(self, message: str) -> None:
+        self._pool.close(kill=True)
+        self.fault_count += 1
+        self._renew_seeds(range(self.num_envs))
+        try:
+            self._pool = self._open_pool()
+            self._begin(range(self.num_envs))
+        except PoolFailure as failure:
+            raise UserError(f"{message}; starting again failed: {failure}") from failure
+
+    def _renew_seeds(self, indices: range | list[int]) -> None:
+        """New seeds that follow from the first one and from what has happened, nothing else."""
+        for index in indices:
+            purpose = ("environment", index, self.fault_count, self._resume_count)
+            self.seeds[index] = derive_seed(self._seed, *purpose) % SEED_RANGE
+
+    def _forbid_while_stepping(self, what: str) -> None:
+        if self._stepping:
+            raise RuntimeError(f"{what} while a step is under way: finish_step comes first")
+
+    # Saving and restoring.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the future depends on: plain values and tensors.
+
+        Should an environment fail just now, all begin new episodes, and the next `finish_step`
+        reports the fault.
+        """
+        self._forbid_while_stepping("state_dict")
+        try:
+            states = self._pool.states()
+        except PoolFailure as failure:
+            self._pending_fault = self._named(failure)
+            self._restart(self._pending_fault)
+            states = self._pool.states()
+        state = {
+            "name": self.name,
+            "num_envs": self.num_envs,
+            "image_size": self.image_size,
+            "seeds": list(self.seeds),
+            "fault_count": self.fault_count,
+            "resume_count": self._resume_count,
+            "pending_fault": self._pending_fault,
+            "observation": self._pool.frames.copy(),
+            "episode_return": self._return,
+            "episode_length": self._length,
+            "environments": states,
+        }
+        return _convert(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Continue from `state_dict()`; `observation` then holds the present pictures.
+
+        Returns:
+            A line for every reason why environments had to begin new episodes.
+
+        Raises:
+            UserError: the state is malformed, or of other environments.
+        """
+        self._forbid_while_stepping("load_state_dict")
+        state = _convert(state, torch.Tensor, lambda tensor: tensor.detach().cpu().numpy().copy())
+        states = self._take_counts(state)
+        try:
+            reasons = self._pool.load(states)
+            self._pool.frames[:] = expect_array(state, "observation", np.uint8, self._pool.frames.shape)
+            fresh = [index for index, reason in enumerate(reasons) if reason is not None]
+            if fresh:
+                self._resume_count += 1
+                self._renew_seeds(fresh)
+                self._begin(fresh)
+        except PoolFailure as failure:
+            raise UserError(self._named(failure)) from failure
+        return [
+            f"environment {self.name!r} began new episodes: {reason}"
+            for reason in dict.fromkeys(reasons)
+            if reason is not None
+        ]
+
+    def _take_counts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Restore what is kept here; the single environments' states."""
+        for key in ("name", "num_envs", "image_size"):
+            if expect(state, key, type(getattr(self, key))) != getattr(self, key):
+                raise UserError(
+                    f"environment state: {key!r} must be {getattr(self, key)!r}, found {state[key]!r}"
+                )
+        seeds, states = expect(state, "seeds", list), expect(state, "environments", list)
+        for key, values, kind in (("seeds", seeds, int), ("environments", states, dict)):
+            if len(values) != self.num_envs or any(type(value) is not kind for value in values):
+                raise UserError(
+                    f"environment state: {key!r} must be {self.num_envs} of {kind.__name__}, "
+                    f"found {repr(values)[:80]}"
+                )
+        self.seeds = seeds
+        self.fault_count = expect(state, "fault_count", int)
+        self._resume_count = expect(state, "resume_count", int)
+        self._pending_fault = expect(state, "pending_fault", str)
+        self._return = expect_array(state, "episode_return", np.float64, (self.num_envs,))
+        self._length = expect_array(state, "episode_length", np.int64, (self.num_envs,))
+        return states
+
+    def close(self) -> None:
+        """End the environments and their processes."""
+        self._pool.close()
+
+
+def _convert(value: Any, kind: type, function: Any) -> Any:
+    """`value` with everything of that kind in its dicts and lists replaced, NumPy scalars made plain."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _convert(item, kind, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_convert(item, kind, function) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def make_environment(
+    env_name: str,
+    settings: EnvironmentSettings,
+    image_size: int,
+    num_envs: int,
+    seed: int,
+    release_quirks: bool = False,
+) -> VectorEnvironment:
+    """N environments of that Gymnasium id; arguments and errors as VectorEnvironment's."""
+    return VectorEnvironment(env_name, settings, image_size, num_envs, seed, release_quirks)

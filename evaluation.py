@@ -1,0 +1,167 @@
+"""Evaluates saved agents by the code path that training acts with."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from agents import Policy
+from checkpoints import checkpoint_files, list_checkpoints, load_into, load_weights
+from config import load_saved_config
+from config_schema import Config
+from env_wrapper import VectorEnvironment, make_environment
+from execution import Execution
+from random_streams import RandomStreams, derive_seed
+from run_directory import find_run
+from sub_models import storm_checkpoint
+from trainer import make_models
+from utils import UserError, resolve_device
+
+SEED_RANGE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode: return in raw score, length in agent steps."""
+
+    score: float
+    length: int
+
+
+def quotas(num_episodes: int, num_envs: int) -> np.ndarray:
+    """Episodes that each environment plays: nearly equal shares, int (num_envs,)."""
+    return np.array([num_episodes // num_envs + (index < num_episodes % num_envs) for index in range(num_envs)])
+
+
+def evaluate(
+    policy: Policy,
+    environment: VectorEnvironment,
+    num_episodes: int,
+    first_to_finish: bool = False,
+    on_step: Callable[[np.ndarray, int], None] | None = None,
+) -> list[Episode]:
+    """Play whole episodes.
+
+    Every environment plays a fixed quota: stopping at the first `num_episodes` to finish, as the
+    STORM release does (`first_to_finish`), would favour short episodes.
+
+    Args:
+        policy: fresh, its context empty. environment: of the same number of environments.
+        on_step: called with the frames uint8 (N, H, W, C) and the number of finished episodes.
+    """
+    left = quotas(num_episodes, environment.num_envs)
+    episodes: list[Episode] = []
+    observation = environment.reset()
+    while len(episodes) < num_episodes:
+        if on_step is not None:
+            on_step(observation, len(episodes))
+        environment.start_step(policy.act(observation))
+        result = environment.finish_step()
+        for index in np.flatnonzero(result.episode_end):
+            if len(episodes) < num_episodes and (first_to_finish or left[index] > 0):
+                left[index] -= 1
+                episodes.append(
+                    Episode(float(result.episode_return[index]), int(result.episode_length[index]))
+                )
+        observation = result.observation
+    return episodes
+
+
+def summarise(episodes: list[Episode]) -> tuple[float, float]:
+    """Mean and standard deviation (of the sample, 0 for one episode) of the returns."""
+    scores = [episode.score for episode in episodes]
+    return statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+def evaluation_environment(config: Config, num_envs: int, seed: int) -> VectorEnvironment:
+    """Environments for evaluation: whole episodes, seeded apart from training's."""
+    return make_environment(
+        config.BasicSettings.env_name,
+        dataclasses.replace(config.Environment, LifeLossTermination=False),
+        config.BasicSettings.ImageSize,
+        num_envs,
+        derive_seed(seed, "evaluation environment") % SEED_RANGE,
+    )
+
+
+def load_models(
+    config: Config, num_actions: int, execution: Execution, directory: Path, step: int
+) -> tuple[nn.Module, nn.Module, bool]:
+    """World model and agent of a checkpoint, ours or the original STORM's.
+
+    Returns:
+        Both models, and whether they are the original STORM's, which act without seeing the
+        current frame.
+    """
+    models = make_models(config, num_actions, execution.device)
+    original = False
+    for model, path in zip(models, checkpoint_files(directory, step), strict=True):
+        weights = load_weights(path)
+        if storm_checkpoint.is_original(weights):
+            original = True
+            weights = storm_checkpoint.convert(weights)
+        load_into(model, weights, str(path))
+    return *models, original
+
+
+def make_evaluation_policy(
+    config: Config,
+    models: tuple[nn.Module, nn.Module, bool],
+    num_envs: int,
+    execution: Execution,
+    seed: int,
+    greedy: bool,
+) -> Policy:
+    """A fresh policy with fixed weights."""
+    world_model, agent, original = models
+    policy = Policy(
+        world_model,
+        agent,
+        num_envs,
+        config.JointTrainAgent.ActingContextLength,
+        RandomStreams(derive_seed(seed, "evaluation"), execution.device),
+        greedy=greedy,
+        blind=original or config.BasicSettings.ReleaseQuirks,
+        fixed_weights=True,
+    )
+    return policy.prepare(execution)
+
+
+def choose_steps(directory: Path, which: str) -> list[int]:
+    """Checkpoint steps that `-checkpoints` asks for: all, last, or one step.
+
+    Raises:
+        UserError: none saved, or not that one.
+    """
+    if which not in ("all", "last") and not which.isdecimal():
+        raise UserError(f"-checkpoints {which!r}: must be all, last or a step such as 100000")
+    steps = list_checkpoints(directory)
+    if which.isdecimal() or not steps:
+        checkpoint_files(directory, int(which) if which.isdecimal() else 0)
+        return [int(which)]
+    return steps if which == "all" else steps[-1:]
+
+
+def load_policy(run_name: str, checkpoint: str = "last", num_envs: int = 1, device: str = "auto") -> Policy:
+    """The agent of a finished or running run, ready to act on frames.
+
+        policy = load_policy("Boxing-STORM-seed_0")
+        action = policy.act(frames)  # uint8 (num_envs, 64, 64, 3) → int64 (num_envs,)
+
+    Raises:
+        UserError: no such run or checkpoint.
+    """
+    run = find_run(run_name)
+    config = load_saved_config(run.config_file)
+    execution = Execution(config.BasicSettings, resolve_device(device))
+    step = choose_steps(run.checkpoints, checkpoint)[0]
+    agent_weights = load_weights(checkpoint_files(run.checkpoints, step)[1])
+    num_actions = agent_weights[f"actor.{3 * config.Models.Agent.NumLayers}.bias"].numel()
+    models = load_models(config, num_actions, execution, run.checkpoints, step)
+    return make_evaluation_policy(config, models, num_envs, execution, config.BasicSettings.Seed, False)

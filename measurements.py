@@ -1,0 +1,278 @@
+"""What benchmark.py measures: phases of an iteration, the device's own limits, the whole loop."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from agents import imagination_noise_size
+from config import apply_overrides
+from config_schema import Config
+from execution import Execution
+from random_streams import RandomStreams
+from replay_buffer import ReplayBuffer
+from run_directory import RunDirectory
+from run_state import StateStore
+from session import Session, StopRequest
+from sub_models.batch import Batch
+from train import train
+from trainer import Learner, make_policy
+
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of repeated calls, the device waited for after each."""
+
+    median_s: float
+    min_s: float
+    max_s: float
+
+
+class Clock:
+    """Times functions on a device.
+
+    Args:
+        device: waited for before each reading of the clock.
+        repeats: counted calls. warm_up: calls before them.
+    """
+
+    def __init__(self, device: torch.device, repeats: int, warm_up: int) -> None:
+        self.device, self.repeats, self.warm_up = device, repeats, warm_up
+
+    def wait(self) -> None:
+        """Until the device has done all its work."""
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()
+
+    def once(self, function: Callable[[], Any]) -> float:
+        """Seconds of one call."""
+        self.wait()
+        start = time.perf_counter()
+        function()
+        self.wait()
+        return time.perf_counter() - start
+
+    def measure(self, function: Callable[[], Any]) -> Timing:
+        """Seconds of `repeats` calls after `warm_up` of them."""
+        for _ in range(self.warm_up):
+            function()
+        seconds = [self.once(function) for _ in range(self.repeats)]
+        return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype, calls: int = 20) -> float:
+    """FLOP/s of random matrix products (m×k)·(k×n)."""
+    m, k, n = shape
+    a = torch.randn(m, k, device=clock.device, dtype=dtype)
+    b = torch.randn(k, n, device=clock.device, dtype=dtype)
+
+    def multiply() -> None:
+        for _ in range(calls):
+            a @ b
+
+    return calls * 2 * m * k * n / clock.measure(multiply).median_s
+
+
+def copy_bandwidth(clock: Clock) -> float:
+    """Bytes per second, read plus written, of a large copy within the device's memory."""
+    source = torch.ones(COPY_BYTES.get(clock.device.type, 1 << 28), dtype=torch.uint8, device=clock.device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).median_s
+
+
+class Iteration:
+    """One iteration's phases on random data, at the sizes of a config.
+
+    Args:
+        config: of the run. num_actions: A. execution: device, precision, compilation.
+    """
+
+    def __init__(self, config: Config, num_actions: int, execution: Execution) -> None:
+        self.config, self.execution = config, execution
+        self.streams = RandomStreams(config.BasicSettings.Seed, execution.device)
+        self.learner = Learner(config, num_actions, execution, self.streams)
+        self.policy = make_policy(config, self.learner, execution, self.streams)
+        task = config.JointTrainAgent
+        self.replay = self.fill_replay(num_actions)
+        self.windows = self.sample(task.BatchSize, task.BatchLength)
+        self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
+        self.rollout: tuple[Tensor, ...] = ()
+        frame = self.windows.observation[: task.NumEnvs, 0]
+        self.frame = frame
+        for _ in range(task.ActingContextLength):
+            self.policy.act(frame)
+
+    def fill_replay(self, num_actions: int) -> ReplayBuffer:
+        """A replay buffer of random steps, a few windows long."""
+        task, model = self.config.JointTrainAgent, self.config.Models.WorldModel
+        rows = 4 * max(task.BatchLength, task.ImagineContextLength)
+        side, rng = self.config.BasicSettings.ImageSize, np.random.default_rng(0)
+        replay = ReplayBuffer(rows, task.NumEnvs, side, model.InChannels, self.execution.device)
+        for _ in range(rows):
+            frame = rng.integers(256, size=(task.NumEnvs, side, side, model.InChannels), dtype=np.uint8)
+            action = rng.integers(num_actions, size=task.NumEnvs)
+            reward, termination = rng.integers(2, size=task.NumEnvs), rng.random(task.NumEnvs) < 0.01
+            replay.append(torch.from_numpy(frame), action, reward, termination)
+        return replay
+
+    def sample(self, batch_size: int, length: int) -> Batch:
+        """Windows from the replay buffer."""
+        return self.replay.sample(batch_size, length, self.streams.generator("benchmark"))
+
+    def sample_all(self) -> None:
+        """Draw what one iteration draws from the replay buffer."""
+        task = self.config.JointTrainAgent
+        self.sample(task.BatchSize, task.BatchLength)
+        self.sample(task.ImagineBatchSize, task.ImagineContextLength)
+
+    def fit_world_model(self) -> None:
+        """One world-model update."""
+        self.learner.update_world_model(self.windows)
+
+    def imagine(self) -> None:
+        """One imagination."""
+        self.rollout = self.learner.imagine_from(self.contexts)
+
+    def encode_context(self) -> None:
+        """The part of an imagination that does not depend on the horizon."""
+        task = self.config.JointTrainAgent
+        noise = self.streams.uniform(
+            "benchmark", *self.contexts.action.shape, self.learner.world_model.config.NumLatents
+        )
+        start = self.execution.autocast(torch.no_grad()(self.learner.world_model.start))
+        start(self.contexts.observation, self.contexts.action, noise, task.ImagineBatchLength)
+
+    def fit_agent(self) -> None:
+        """One agent update on the last rollout."""
+        self.learner.fit_agent(self.rollout)
+
+    def act(self) -> None:
+        """One action per environment."""
+        self.policy.act(self.frame)
+
+    def phases(self) -> dict[str, Callable[[], None]]:
+        """What is timed, in the order of an iteration."""
+        return {
+            "acting": self.act,
+            "replay sampling": self.sample_all,
+            "world model": self.fit_world_model,
+            "imagination": self.imagine,
+            "agent": self.fit_agent,
+        }
+
+
+def count_flop(function: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products and convolutions in one call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def measure_phases(
+    config: Config, execution: Execution, clock: Clock, num_actions: int, peak: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """Timing, FLOP and share of the measured peak for each phase."""
+    never = apply_overrides(config, ["BasicSettings.Compile=never"])
+    counted = Iteration(never, num_actions, Execution(never.BasicSettings, execution.device))
+    flop = {name: count_flop(phase) for name, phase in counted.phases().items()}
+    del counted
+    iteration = Iteration(config, num_actions, execution)
+    rows = {}
+    for name, phase in iteration.phases().items():
+        timing = clock.measure(phase)
+        rate = flop[name] / timing.median_s
+        rows[name] = asdict(timing) | {
+            "flop": flop[name],
+            "flop_per_s": rate,
+            "share_of_peak": rate / peak["product_flop_per_s"],
+        }
+    return rows
+
+
+def device_busy_share(iteration: Iteration, repeats: int) -> float:
+    """Share of the wall-clock time of whole iterations in which the GPU runs kernels."""
+    phases = iteration.phases().values()
+
+    def run() -> None:
+        for _ in range(repeats):
+            for phase in phases:
+                phase()
+        torch.cuda.synchronize()
+
+    run()
+    start = time.perf_counter()
+    run()
+    wall = time.perf_counter() - start
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+    busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
+    return min(1.0, busy / wall)
+
+
+def end_to_end(config: Config, steps: int) -> dict[str, float]:
+    """Environment steps per second of the real training loop after its warm-up.
+
+    Counts everything: acting, emulator, storing, both updates, logs and one checkpoint.
+    """
+    task = config.JointTrainAgent
+    warm = task.BufferWarmUp + steps
+    short = apply_overrides(
+        config, [f"JointTrainAgent.SampleMaxSteps={warm}", "JointTrainAgent.SaveEverySteps=1_000_000"]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory("benchmark", Path(folder))
+        session = Session(short, directory, StateStore(directory.state), None)
+        try:
+            with tqdm(total=warm, disable=True) as bar:
+                train(session, StopRequest(), bar)
+                session.config.JointTrainAgent.SampleMaxSteps = warm + steps
+                seconds = Clock(session.execution.device, 1, 0).once(lambda: train(session, StopRequest(), bar))
+        finally:
+            session.close()
+    updates = steps // task.TrainDynamicsEverySteps
+    return {"env_steps_per_s": steps / seconds, "iterations_per_s": updates / seconds}
+
+
+def horizon_growth(
+    config: Config, clock: Clock, num_actions: int, horizons: list[int]
+) -> dict[int, dict[str, float]]:
+    """Seconds of imagination by horizon, with and without the context's share."""
+    longest = config.JointTrainAgent.ImagineContextLength + max(horizons)
+    rows = {}
+    for horizon in horizons:
+        changed = apply_overrides(
+            config,
+            [
+                f"JointTrainAgent.ImagineBatchLength={horizon}",
+                f"Models.WorldModel.TransformerMaxLength={max(longest, config.JointTrainAgent.BatchLength)}",
+            ],
+        )
+        iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
+        whole = clock.measure(iteration.imagine).median_s
+        context = clock.measure(iteration.encode_context).median_s
+        rows[horizon] = {"imagination_s": whole, "without_context_s": whole - context}
+    return rows
+
+
+def batch_growth(config: Config, clock: Clock, num_actions: int, sizes: list[int]) -> dict[int, float]:
+    """Seconds of imagination by the number of imagined trajectories."""
+    rows = {}
+    for size in sizes:
+        changed = apply_overrides(config, [f"JointTrainAgent.ImagineBatchSize={size}"])
+        iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
+        rows[size] = clock.measure(iteration.imagine).median_s
+    return rows
