@@ -1,0 +1,110 @@
+"""Reports on finished runs: a web page, a comparison of two sets, or an entry of results/.
+
+python report.py [runs...]            outputs/report/index.html, tables and figures
+python report.py compare A B          did the change from A to B help?
+python report.py record [run...]      keep finished runs under results/ and refresh its README
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from utils import UserError, run_cli
+
+REPOSITORY = Path(__file__).resolve().parent
+NEEDED = "reports need scipy and matplotlib: pip install -r requirements.txt"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Complain in one line, like every other user error."""
+        raise UserError(f"{message}; see python {self.prog} --help")
+
+
+def new_parser(command: str, text: str) -> Parser:
+    """A parser with the options that all commands share."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"report.py{command}", description=text, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
+    parser.add_argument(
+        "--results-dir", type=Path, default=REPOSITORY / "results", help="recorded and published results"
+    )
+    return parser
+
+
+def report(arguments: list[str]) -> None:
+    """Write the report."""
+    parser = new_parser("", __doc__ or "")
+    parser.add_argument(
+        "runs", nargs="*", help="names, globs or comma lists; results/<model>/<game>/seed_<n> too"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to (default: <outputs>/report)")
+    given = parser.parse_args(arguments)
+    from reporting.build import PAGE, build_report
+    from reporting.published import load_published
+    from reporting.runs import find_runs
+
+    out = given.out or given.outputs / "report"
+    runs, left_out = find_runs(given.outputs, given.runs)
+    for line in build_report(runs, left_out, load_published(given.results_dir), out):
+        print(line)
+    print(f"\nOpen {(out / PAGE).absolute()}")
+
+
+def compare(arguments: list[str]) -> None:
+    """Print the comparison of two sets of runs and write it beside the report."""
+    parser = new_parser(" compare", "Per game: the difference of B from A with its 95 % interval.")
+    parser.add_argument("A", help="runs before the change: a name, a glob or a comma list")
+    parser.add_argument("B", help="runs after it")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: <outputs>/report)")
+    given = parser.parse_args(arguments)
+    from reporting.compare import compare_runs
+    from reporting.files import write_text
+    from reporting.markup import to_csv, to_markdown
+    from reporting.published import load_published
+    from reporting.runs import find_runs
+
+    (first, left_out), (second, also_left_out) = (
+        find_runs(given.outputs, [each]) for each in (given.A, given.B)
+    )
+    table = compare_runs(first, second, load_published(given.results_dir))
+    out = given.out or given.outputs / "report"
+    write_text(out / "compare.csv", to_csv(table))
+    write_text(out / "compare.md", to_markdown(table))
+    print(to_markdown(table), *(f"left out: {line}" for line in [*left_out, *also_left_out]), sep="\n")
+
+
+def record(arguments: list[str]) -> None:
+    """Record runs and refresh the README of the results."""
+    parser = new_parser(
+        " record", "Copy the small files of finished runs to results/<model>/<game>/seed_<n>/."
+    )
+    parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
+    parser.add_argument(
+        "--partial", action="store_true", help="accept runs that stopped early, marked as partial"
+    )
+    given = parser.parse_args(arguments)
+    from reporting.ledger import refresh_readme
+    from reporting.record import record_run
+
+    for name in given.runs:
+        print(f"recorded {record_run(name, given.outputs, given.results_dir, given.partial)}")
+    print(f"wrote {refresh_readme(given.results_dir)}")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that the first argument names, else the report."""
+    commands = {"compare": compare, "record": record}
+    command = commands.get(arguments[0]) if arguments else None
+    try:
+        command(arguments[1:]) if command else report(arguments)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("scipy", "matplotlib"):
+            raise UserError(NEEDED) from error
+        raise
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,149 @@
+"""results/README.md: every recorded run beside what STORM published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from reporting.entries import Entry, find_entries
+from reporting.files import SECONDS_PER_HOUR, write_text
+from reporting.grid import is_benchmark_game
+from reporting.markup import MISSING, Column, Table, Value, show, to_markdown
+from reporting.published import REFERENCE, Published, load_published
+
+README = "README.md"
+MODELS = ("STORM", "GITSTORM")  # columns that the overview always has
+NO_RUN = "no run yet"
+BELOW = "**below STORM's published minimum**"
+SHOWN_DEVIATIONS = 4  # settings named in a table cell; the rest is in the entry's config.yaml
+
+INTRODUCTION = """# Recorded results
+
+Atari 100k: scores of the checkpoint at step 100,000, by `python report.py record`. Each score links to the
+files it comes from: config, commit, hardware, time, evaluation CSV, every episode return, and the training
+metrics (thinned), with their checksums in `manifest.json`. Weights are not kept. This file is written by that
+command; scores published by others, and where they come from, are in `published.json`.
+"""
+
+
+def refresh_readme(results: Path) -> Path:
+    """Rewrite `results`/README.md from its entries, each verified; UserError if one was altered."""
+    write_text(results / README, render_readme(find_entries(results), load_published(results), results))
+    return results / README
+
+
+def render_readme(entries: Sequence[Entry], published: Published, results: Path) -> str:
+    """The text of the README."""
+    counted = [entry for entry in entries if entry.counts and is_benchmark_game(entry.run, published)]
+    others = [entry for entry in entries if entry not in counted]
+    parts = [INTRODUCTION, "## Scores\n", _scores_text(counted, published)]
+    parts += [to_markdown(_overview(counted, published, results)), "## Runs\n"]
+    parts.append(
+        to_markdown(_run_table(counted, published, results)) if counted else f"{NO_RUN.capitalize()}.\n"
+    )
+    parts += [_explanation(entry) for entry in counted if entry.notes or _is_below(entry, published)]
+    if others:
+        parts += [
+            "## Partial and shorter runs\n",
+            "Not comparable with any score above, and in no average.\n",
+        ]
+        parts.append(to_markdown(_run_table(others, published, results)))
+    return "\n".join(parts)
+
+
+def _scores_text(counted: Sequence[Entry], published: Published) -> str:
+    missing = len(published.games) - len({entry.run.game for entry in counted})
+    found = [
+        f"of {name} only {game} {score:,.0f} ({entry['source']})"
+        for name, entry in published.fragments.items()
+        for game, score in entry["mean"].items()
+    ]
+    return (
+        f"{len(counted)} complete runs; {missing} of {len(published.games)} games have none. "
+        f"Published: of STORM several seeds a game, shown as mean (lowest to highest); {'; '.join(found)}.\n"
+    )
+
+
+def _overview(counted: Sequence[Entry], published: Published, results: Path) -> Table:
+    """One row per game of the benchmark, one column per model."""
+    models = [*MODELS, *sorted({entry.run.label for entry in counted} - set(MODELS))]
+    columns = [Column("Game", "game"), Column("STORM, published", "published")]
+    columns += [Column(f"{model}, here", model) for model in models]
+    rows: list[list[Value]] = []
+    for game in published.games:
+        cells = [
+            [entry for entry in counted if (entry.run.label, entry.run.game) == (model, game)]
+            for model in models
+        ]
+        texts = ["; ".join(_linked_score(entry, published, results) for entry in cell) for cell in cells]
+        rows.append([game, _published_text(published, game), *(text or NO_RUN for text in texts)])
+    return Table("overview", columns, rows)
+
+
+def _linked_score(entry: Entry, published: Published, results: Path) -> str:
+    mark = f" {BELOW}" if _is_below(entry, published) else ""
+    return f"{_link(f'{entry.run.scored.mean:,.1f}', entry, results)} (seed {entry.run.seed}){mark}"
+
+
+def _link(text: str, entry: Entry, results: Path) -> str:
+    return f"[{text}]({entry.folder.relative_to(results).as_posix()}/)"
+
+
+def _published_text(published: Published, game: str) -> str:
+    mean, lowest, highest = published.seed_range(REFERENCE, game) or (None, None, None)
+    return f"{show(mean, 1)} ({show(lowest, 1)} to {show(highest, 1)})"
+
+
+def _is_below(entry: Entry, published: Published) -> bool:
+    scores = published.seed_range(REFERENCE, entry.run.game)
+    return entry.run.scored is not None and scores is not None and entry.run.scored.mean < scores[1]
+
+
+def _run_table(entries: Sequence[Entry], published: Published, results: Path) -> Table:
+    columns = (
+        Column("Model", "model"),
+        Column("Game", "game"),
+        Column("Seed", "seed"),
+        Column("Trained to step", "step"),
+        Column("Evaluated step", "evaluated"),
+        Column("Mean return", "mean", 1),
+        Column("Std", "std", 1),
+        Column("Episodes", "episodes"),
+        Column("Human-normalised", "human_normalised", 3),
+        Column("STORM, published", "published"),
+        Column("Settings", "settings"),
+        Column("Hardware", "hardware"),
+        Column("Hours", "hours", 2),
+        Column("Commit", "commit"),
+    )
+    return Table("runs", columns, [_run_row(entry, published, results) for entry in entries])
+
+
+def _run_row(entry: Entry, published: Published, results: Path) -> list[Value]:
+    run, score = entry.run, entry.run.scored
+    known = is_benchmark_game(run, published)
+    place = [_link(run.label, entry, results), run.game, run.seed, f"{entry.step} ({entry.state})"]
+    values: list[Value] = [None] * 5
+    if score:
+        normalised = float(published.normalise(run.game, score.mean)) if known else None
+        values = [score.step, score.mean, score.std, score.episodes, normalised]
+    reference = _published_text(published, run.game) if known and entry.counts else MISSING
+    if known and entry.counts and _is_below(entry, published):
+        reference += f": {BELOW}"
+    hours = run.info["elapsed_s"] / SECONDS_PER_HOUR
+    facts = [run.info["hardware"], hours, str(run.info["commit"])[:12]]
+    return [*place, *values, reference, _settings(entry), *facts]
+
+
+def _settings(entry: Entry) -> str:
+    changed = [re.sub(r"^[\w.]*\.", "", text) for text in entry.run.deviations]
+    if not changed:
+        return "the papers'"
+    rest = len(changed) - SHOWN_DEVIATIONS
+    return ", ".join(changed[:SHOWN_DEVIATIONS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _explanation(entry: Entry) -> str:
+    text = entry.notes or f"{BELOW}; not explained yet."
+    return f"**{entry.run.label}, {entry.run.game}, seed {entry.run.seed}:** {text}\n"
