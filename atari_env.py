@@ -33,7 +33,7 @@ class AtariGame:
     ale-py's own state lacks the action that a sticky frame repeats, and a few things of the
     video chip. So the state saved here is a past snapshot of the emulator and the actions since
     then: restoring replays them, which takes milliseconds, and compares the outcome with a
-    digest of what was saved. Should no snapshot lead there (two of the games never allow it),
+    digest of what was saved. Should no snapshot lead there (Miniature Golf, at times Pitfall II),
     the whole stream is replayed from its seed.
 
     Args:

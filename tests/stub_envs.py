@@ -1,0 +1,83 @@
+"""Environments that misbehave on purpose, for workers to import; no PyTorch here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+TROUBLE_AT = 4  # step of the first episode
+FRESH_SEED = 1_000  # seeds from here on are those of a restart, and behave
+
+
+class Stub(gymnasium.Env):
+    """Frames count the steps; what goes wrong, and only on an odd low seed, is `trouble`."""
+
+    def __init__(self, trouble: str = "", shape: tuple[int, ...] = (16, 16, 3), lives: int = 0) -> None:
+        self.trouble, self.shape, self.start_lives = trouble, shape, lives
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3, start=5)
+        self.seed, self.steps = FRESH_SEED, 0
+        if trouble == "torch" and "torch" in sys.modules:
+            raise RuntimeError("PyTorch is loaded")
+        if trouble.startswith("start "):
+            self._misbehave(trouble.removeprefix("start "))
+
+    def _misbehave(self, trouble: str) -> None:
+        if trouble == "dies":
+            os._exit(3)
+        if trouble == "hangs":
+            time.sleep(1_000)
+        if trouble == "raises":
+            raise RuntimeError("the stub raises")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Remember the seed."""
+        super().reset(seed=seed)
+        self.seed = self.seed if seed is None else seed
+        self.steps = 0
+        return self._picture(), self._info()
+
+    def _picture(self) -> np.ndarray:
+        return np.full(self.shape, self.steps, np.uint8)
+
+    def _info(self) -> dict[str, Any]:
+        return {"lives": self.start_lives - self.steps // 3} if self.start_lives else {}
+
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The action is the reward; trouble at its time."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"stub got action {action}")
+        self.steps += 1
+        observation, reward = self._picture(), float(action)
+        if self.seed < FRESH_SEED and self.seed % 2 and self.steps == TROUBLE_AT:
+            self._misbehave(self.trouble)
+            reward = {"NaN": float("nan"), "huge": 1e200, "text": "much"}.get(self.trouble, reward)
+            if self.trouble == "shape":
+                observation = observation[1:]
+            if self.trouble == "dtype":
+                observation = observation.astype(np.float32)
+        return observation, reward, self.steps == 10, False, self._info()
+
+
+class Continuous(Stub):
+    """Like the stub, but its actions are not discrete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+
+TROUBLES = ("dies", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
+for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
+    _id = f"Stub{_trouble.title().replace(' ', '')}-v0"
+    gymnasium.register(_id, entry_point=Stub, kwargs={"trouble": _trouble})
+gymnasium.register("StubGrey-v0", entry_point=Stub, kwargs={"shape": (20, 30)}, max_episode_steps=7)
+gymnasium.register("StubGreyChannel-v0", entry_point=Stub, kwargs={"shape": (20, 30, 1)})
+gymnasium.register("StubLives-v0", entry_point=Stub, kwargs={"lives": 4})
+gymnasium.register("StubChannelsFirst-v0", entry_point=Stub, kwargs={"shape": (3, 20, 30)})
+gymnasium.register("StubContinuous-v0", entry_point=Continuous)

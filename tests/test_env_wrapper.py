@@ -1,0 +1,388 @@
+"""Observations, rewards and life losses are right, and a restored environment goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import AtariPreprocessing
+
+from atari_env import AtariGame
+from config_schema import Environment
+from env_wrapper import StepResult, VectorEnvironment, make_environment
+from utils import UserError
+
+BREAKOUT = "ALE/Breakout-v5"  # five lives, and random play loses them all in some 200 steps
+DEFAULTS = Environment()
+Make = Callable[..., VectorEnvironment]
+
+
+@pytest.fixture
+def make() -> Iterable[Make]:
+    """make_environment with defaults; closes what it made."""
+    made: list[VectorEnvironment] = []
+
+    def build(name: str = BREAKOUT, num_envs: int = 1, seed: int = 3, **settings: Any) -> VectorEnvironment:
+        quirks = settings.pop("release_quirks", False)
+        size = settings.pop("image_size", 64)
+        made.append(make_environment(name, replace(DEFAULTS, **settings), size, num_envs, seed, quirks))
+        return made[-1]
+
+    yield build
+    for environment in made:
+        environment.close()
+
+
+def play(environment: VectorEnvironment, actions: Iterable[int] | np.ndarray) -> list[StepResult]:
+    """One step per action, of every environment."""
+    results = []
+    for action in actions:
+        environment.start_step(np.broadcast_to(action, environment.num_envs))
+        results.append(environment.finish_step())
+    return results
+
+
+def random_actions(count: int, num_actions: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(num_actions, size=count)
+
+
+def assert_same(ours: StepResult, theirs: StepResult) -> None:
+    for name, value in vars(ours).items():
+        np.testing.assert_array_equal(value, getattr(theirs, name), err_msg=name)
+
+
+# The same numbers as other people's code.
+
+
+@pytest.mark.parametrize("name", [BREAKOUT, "ALE/MsPacman-v5"])
+def test_equal_to_gymnasiums_preprocessing_with_sticky_actions(name: str, make: Make) -> None:
+    ours = make(name)
+    inner = gymnasium.make(name, frameskip=1, repeat_action_probability=0.25)
+    theirs = AtariPreprocessing(inner, noop_max=0, screen_size=64, grayscale_obs=False)
+    picture, info = theirs.reset(seed=3)
+    np.testing.assert_array_equal(ours.reset()[0], picture)
+    ends = losses = 0
+    score = 0.0
+    for result, action in ((play(ours, [a])[0], a) for a in random_actions(500, ours.num_actions)):
+        lives = info["lives"]
+        picture, reward, terminated, truncated, info = theirs.step(action)
+        score += reward
+        assert result.reward[0] == reward and result.episode_end[0] == (terminated or truncated)
+        assert result.termination[0] == (terminated or info["lives"] < lives)
+        losses += info["lives"] < lives
+        if terminated or truncated:
+            assert result.episode_return[0] == score
+            picture, info = theirs.reset()
+            score, ends = 0.0, ends + 1
+        np.testing.assert_array_equal(result.observation[0], picture)
+    assert name != BREAKOUT or (ends >= 2 and losses >= 10)
+
+
+def test_equal_to_ale_pys_vector_environment_without_sticky_actions(make: Make) -> None:
+    ours = make(num_envs=2, StickyActions=0.0)
+    theirs = ale_py.AtariVectorEnv(
+        "breakout", 2, img_height=64, img_width=64, grayscale=False, stack_num=1, noop_max=0,
+        use_fire_reset=False, reward_clipping=False, repeat_action_probability=0.0,
+        autoreset_mode="SameStep",
+    )  # fmt: skip
+    pictures, info = theirs.reset(seed=3)
+    np.testing.assert_array_equal(ours.reset(), pictures[:, 0])
+    ends = losses = rewards = 0
+    for action in random_actions(900).reshape(-1, 2):
+        ours.start_step(action)
+        result, lives = ours.finish_step(), info["lives"]
+        pictures, reward, terminated, truncated, info = theirs.step(action)
+        np.testing.assert_array_equal(result.reward, reward)
+        np.testing.assert_array_equal(result.episode_end, terminated | truncated)
+        lost = (info["lives"] < lives) & ~terminated  # after a reset, theirs are the next episode's
+        np.testing.assert_array_equal(result.termination, terminated | lost)
+        np.testing.assert_array_equal(result.observation, pictures[:, 0])
+        ends, losses, rewards = ends + terminated.sum(), losses + lost.sum(), rewards + reward.sum()
+    theirs.close()
+    assert ends >= 2 and losses >= 8 and rewards >= 3
+
+
+# Episodes.
+
+
+def test_an_episodes_last_reward_comes_with_the_next_ones_first_picture(make: Make) -> None:
+    catch = make("Diagnostic/Catch-v0")
+    first = catch.reset()
+    at_top = (first[0, :6] == (255, 208, 64)).all(-1).any()
+    assert at_top
+    for number, result in enumerate(play(catch, [1] * 90), start=1):
+        ends = number % 9 == 0
+        assert result.episode_end[0] == ends and bool(result.termination[0]) == ends
+        assert bool((result.observation[0, :6] == (255, 208, 64)).all(-1).any()) == ends
+        if ends:
+            assert abs(result.reward[0]) == 1 and result.episode_return[0] == result.reward[0]
+            assert result.episode_length[0] == 9
+
+
+def test_the_release_counts_the_last_reward_into_the_next_episode(make: Make) -> None:
+    catch = make("Diagnostic/Catch-v0", release_quirks=True)
+    catch.reset()
+    ends = play(catch, [1] * 27)[8::9]
+    assert [end.episode_return[0] for end in ends] == [0, *(end.reward[0] for end in ends[:-1])]
+
+
+@pytest.mark.parametrize("release_quirks", [False, True])
+def test_episodes_differ_but_in_the_release_repeat(release_quirks: bool, make: Make) -> None:
+    game = make(MaxEpisodeFrames=160, release_quirks=release_quirks)
+    game.reset()
+    actions = random_actions(40)
+    episodes = [play(game, actions) for _ in range(2)]
+    assert all(episode[-1].episode_end[0] for episode in episodes)
+    pictures = [np.stack([step.observation for step in episode]) for episode in episodes]
+    assert np.array_equal(*pictures) == release_quirks
+
+
+def test_a_truncation_ends_the_episode_but_is_no_termination(make: Make) -> None:
+    game = make("ALE/Boxing-v5", MaxEpisodeFrames=42)
+    game.reset()
+    results = play(game, [0] * 22)
+    assert [int(result.episode_end[0]) for result in results] == ([0] * 10 + [1]) * 2
+    assert not any(result.termination[0] for result in results)
+    assert results[10].episode_length[0] == results[21].episode_length[0] == 11
+
+
+def test_life_loss_can_be_kept_out_of_the_terminations(make: Make) -> None:
+    learning, scoring = make(), make(LifeLossTermination=False)
+    learning.reset(), scoring.reset()
+    actions = random_actions(250)
+    pairs = list(zip(play(learning, actions), play(scoring, actions), strict=True))
+    assert all(b.termination[0] == b.episode_end[0] for _, b in pairs)
+    assert sum(a.termination[0] for a, _ in pairs) > sum(b.termination[0] for _, b in pairs)
+
+
+def test_three_workers_equal_three_single_environments(make: Make) -> None:
+    together, alone = make(num_envs=3, seed=5), [make(seed=5 + index) for index in range(3)]
+    first = np.concatenate([single.reset() for single in alone])
+    np.testing.assert_array_equal(together.reset(), first)
+    for action in random_actions(240).reshape(-1, 3):
+        together.start_step(action)
+        singles = [play(single, [choice])[0] for single, choice in zip(alone, action, strict=True)]
+        merged = {
+            name: np.concatenate([vars(single)[name] for single in singles]) for name in vars(singles[0])
+        }
+        assert_same(together.finish_step(), StepResult(**merged))
+
+
+# Other environments, names and actions.
+
+
+def test_grey_images_lives_time_limits_and_action_offsets(make: Make) -> None:
+    for name in ("stub_envs:StubGrey-v0", "stub_envs:StubGreyChannel-v0"):
+        grey = make(name, image_size=16)
+        assert grey.reset().shape == (1, 16, 16, 3)
+        results = play(grey, [0, 1, 2] * 3)
+        assert [result.reward[0] for result in results[:3]] == [5, 6, 7]
+        assert [int(result.observation[0].max()) for result in results[:3]] == [1, 2, 3]
+        assert results[6].episode_end[0] == (name == "stub_envs:StubGrey-v0")
+        assert not results[6].termination[0]
+    lives = make("stub_envs:StubLives-v0", image_size=16)
+    lives.reset()
+    assert [int(result.termination[0]) for result in play(lives, [0] * 10)] == [0, 0, 1] * 3 + [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Boxing", "unknown environment 'Boxing' (did you mean 'ALE/Boxing-v5'?)"),
+        ("ALE/Boxng-v5", "(did you mean 'ALE/Boxing-v5'?)"),
+        ("kung_fu_master", "(did you mean 'ALE/KungFuMaster-v5'?)"),
+        ("PongNoFrameskip-v7", "(did you mean 'ALE/Pong-v5'?)"),
+        ("Diagnostic/Catch", "(did you mean 'Diagnostic/Catch-v0'?)"),
+        ("CarRacing-v9", "(did you mean 'CarRacing-v"),
+        ("no_such_module:Game-v0", "module 'no_such_module' cannot be imported"),
+        ("CartPole-v1", "its observation must be an image"),
+        ("stub_envs:StubChannelsFirst-v0", "its observation must be an image"),
+        ("stub_envs:StubContinuous-v0", "its actions must be Discrete"),
+        ("stub_envs:StubStartRaises-v0", "RuntimeError: the stub raises"),
+    ],
+)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_what_cannot_be_used_is_named(name: str, text: str, num_envs: int, make: Make) -> None:
+    with pytest.raises(UserError) as caught:
+        make(name, num_envs)
+    assert text in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_actions_are_refused(make: Make) -> None:
+    catch = make("Diagnostic/Catch-v0")
+    catch.reset()
+    for actions in ([3], [-1], [0.0], [0, 0], 0, [True]):
+        with pytest.raises(ValueError, match="actions must be"):
+            catch.start_step(np.array(actions))
+    catch.start_step(np.array([0]))
+    with pytest.raises(RuntimeError, match="finish_step comes first"):
+        catch.start_step(np.array([0]))
+
+
+# Saving and restoring.
+
+CONTINUE = """
+import hashlib, sys, torch
+from test_env_wrapper import digest_of_2000_steps, make_environment, DEFAULTS
+from dataclasses import replace
+game = make_environment("ALE/Breakout-v5", replace(DEFAULTS, MaxEpisodeFrames=800), 64, 1, 99)
+assert game.load_state_dict(torch.load(sys.argv[1], weights_only=True)) == []
+print(digest_of_2000_steps(game))
+"""
+
+
+def digest_of_2000_steps(game: VectorEnvironment) -> str:
+    """Of pictures, rewards, terminations, returns, lengths, and how often episodes ended in which way."""
+    digest, terminated, truncated = hashlib.sha256(), 0, 0
+    for result in play(game, random_actions(2_000)):
+        end = result.episode_end[0]
+        terminated += bool(end and result.termination[0])
+        truncated += bool(end and not result.termination[0])
+        for name, value in vars(result).items():
+            if end or name not in ("episode_return", "episode_length"):
+                digest.update(value.tobytes())
+    return f"{digest.hexdigest()} {terminated} {truncated}"
+
+
+def test_a_fresh_process_continues_bit_for_bit(make: Make, tmp_path: Path) -> None:
+    game = make(MaxEpisodeFrames=800)
+    game.reset()
+    play(game, random_actions(333, seed=1))
+    torch.save(game.state_dict(), tmp_path / "state.pt")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CONTINUE, str(tmp_path / "state.pt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        expected = digest_of_2000_steps(game)
+        assert other.communicate()[0].strip() == expected
+    _, terminated, truncated = expected.split()
+    assert int(terminated) >= 1 and int(truncated) >= 1
+
+
+@pytest.mark.parametrize(("name", "first", "last"), [(BREAKOUT, 50, 62), ("ALE/Qbert-v5", 57, 63)])
+def test_every_step_can_be_the_one_that_was_saved(
+    name: str, first: int, last: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ale-py's own state forgets the action that a sticky frame repeats, which shows after one
+    # save in seven, and in Qbert also what the video chip was doing when an episode began.
+    game, restored, ahead = make(name, MaxEpisodeFrames=240), make(name, MaxEpisodeFrames=240), 4
+    game.reset()
+    actions = random_actions(last + ahead, game.num_actions, seed=2)
+    results, states = [], []
+    for action in actions:
+        states.append(game.state_dict())
+        results += play(game, [action])
+    assert results[59].episode_end[0]
+    monkeypatch.delattr(AtariGame, "reset")  # a few steps are replayed, not all from the seed
+    for step in range(first, last):
+        assert restored.load_state_dict(states[step]) == []
+        np.testing.assert_array_equal(restored.observation, results[step - 1].observation)
+        for a, b in zip(play(restored, actions[step : step + ahead]), results[step:], strict=False):
+            assert_same(a, b)
+
+
+def test_restoring_needs_no_snapshot_when_none_can_be_used(make: Make) -> None:
+    game, restored = make(), make(seed=8)
+    game.reset()
+    play(game, random_actions(70))
+    state = game.state_dict()
+    for snapshot in state["environments"][0]["snapshots"]:
+        snapshot["emulator"] = torch.zeros_like(snapshot["emulator"])
+    assert restored.load_state_dict(state) == []
+    actions = random_actions(150, seed=1)
+    for a, b in zip(play(game, actions), play(restored, actions), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Twins-v0", BREAKOUT])
+def test_workers_are_restored_too(name: str, make: Make) -> None:
+    saved, restored = make(name, num_envs=2), make(name, num_envs=2, seed=20)
+    saved.reset()
+    play(saved, random_actions(60, 2))
+    assert restored.load_state_dict(saved.state_dict()) == []
+    np.testing.assert_array_equal(restored.observation, saved.observation)
+    actions = random_actions(100, 2, seed=1)
+    for a, b in zip(play(saved, actions), play(restored, actions), strict=True):
+        assert_same(a, b)
+
+
+def test_what_cannot_be_restored_begins_new_episodes_and_says_so(make: Make) -> None:
+    stub, game = make("stub_envs:Stub-v0", image_size=16), make()
+    for environment, reason in ((stub, "no state that can be saved"), (game, "was saved with ale-py 0.0")):
+        environment.reset()
+        play(environment, [1] * 5)
+        state = environment.state_dict()
+        state["environments"][0]["ale_py" if environment is game else "unused"] = "0.0"
+        notes = environment.load_state_dict(state)
+        assert len(notes) == 1 and reason in notes[0] and environment.name in notes[0]
+        seeds = environment.seeds.copy()
+        assert seeds != state["seeds"]
+        assert play(environment, [1])[0].episode_length[0] == 1
+        environment.load_state_dict(state)
+        assert environment.seeds == seeds  # the same state, the same new seeds
+
+
+@pytest.fixture(scope="module")
+def breakout() -> Iterable[VectorEnvironment]:
+    """One game for all that only fails to load into it."""
+    game = make_environment(BREAKOUT, DEFAULTS, 64, 1, 3)
+    game.reset()
+    yield game
+    game.close()
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (without("fault_count"), "'fault_count' is missing, expected int"),
+        (lambda state: state.update(fault_count=1.5), "'fault_count' must be int, found float"),
+        (lambda state: state.update(num_envs=3), "'num_envs' must be 1, found 3"),
+        (
+            lambda state: state.update(name="ALE/Pong-v5"),
+            "'name' must be 'ALE/Breakout-v5', found 'ALE/Pong-v5'",
+        ),
+        (lambda state: state.update(seeds=[]), "'seeds' must be 1 of int, found []"),
+        (lambda state: state.update(observation=torch.zeros(1, 8, 8, 3)), "'observation' must be uint8"),
+        (lambda state: state.update(environments=[{}]), "'ale_py' is missing"),
+        (lambda state: state["environments"][0].update(actions=torch.zeros(3)), "'actions' must be uint8"),
+        (lambda state: state["environments"][0].update(seed=-1), "'seed' 0 or more, found"),
+        (lambda state: state["environments"][0].update(snapshots=[5]), "expected a dict, found int"),
+        (
+            lambda state: state["environments"][0].update(actions=torch.full((9,), 200, dtype=torch.uint8)),
+            "'actions' must be below 4",
+        ),
+    ],
+)
+def test_a_malformed_state_is_refused_by_name(
+    change: Callable[[dict[str, Any]], None], text: str, breakout: VectorEnvironment
+) -> None:
+    state = copy.deepcopy(breakout.state_dict())
+    change(state)
+    with pytest.raises(UserError) as caught:
+        breakout.load_state_dict(state)
+    assert text in str(caught.value)
+
+
+def test_a_malformed_hook_state_is_refused(make: Make) -> None:
+    for num_envs in (1, 2):
+        catch = make("Diagnostic/Catch-v0", num_envs)
+        catch.reset()
+        state = catch.state_dict()
+        del state["environments"][0]["environment"]["ball_row"]
+        with pytest.raises(UserError, match="'environment': KeyError: 'ball_row'"):
+            catch.load_state_dict(state)
