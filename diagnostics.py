@@ -80,9 +80,13 @@ def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndar
     return torch.cat([mark, video], dim=1).numpy()
 
 
-def imagination_video(world_model: WorldModel, batch: Batch, context: int, streams: RandomStreams) -> np.ndarray:
+def imagination_video(
+    world_model: WorldModel, batch: Batch, context: int, streams: RandomStreams
+) -> np.ndarray:
     """`comparison_video` of an open-loop prediction on (B, T) windows."""
-    return comparison_video(batch.observation, open_loop(world_model, batch, context, streams).frames, context)
+    return comparison_video(
+        batch.observation, open_loop(world_model, batch, context, streams).frames, context
+    )
 
 
 def mean_squared_errors(truth: Tensor, prediction: Tensor) -> Tensor:
@@ -135,7 +139,10 @@ def health(metrics: dict[str, float], config: Config, num_actions: int) -> dict[
     free = config.Models.WorldModel.FreeNats
     findings = {
         "KL": (kl > free, f"{kl:.2f} nats, free {free:g}"),
-        "posterior": (limits.MinEntropy < posterior < limits.MaxEntropy, f"entropy {posterior:.0%} of uniform"),
+        "posterior": (
+            limits.MinEntropy < posterior < limits.MaxEntropy,
+            f"entropy {posterior:.0%} of uniform",
+        ),
         "policy": (policy > limits.MinEntropy, f"entropy {policy:.0%} of uniform"),
         "reward": (gap < limits.MaxRewardGap, f"imagined {imagined:.3f}, real {real:.3f} a step"),
         "value": (explained > limits.MinExplained, f"explains {explained:.0%} of the returns"),

@@ -27,7 +27,9 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine's processor multiplies bfloat16 natively."""
     if not cpuinfo.exists():
         return False
-    flags = next((line.split() for line in cpuinfo.open() if line.lower().startswith(("flags", "features"))), [])
+    flags = next(
+        (line.split() for line in cpuinfo.open() if line.lower().startswith(("flags", "features"))), []
+    )
     return any(flag in flags for flag in NATIVE_BFLOAT16_FLAGS)
 
 

@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from agents import imagination_noise_size
 from config import apply_overrides
 from config_schema import Config
 from execution import Execution
@@ -240,7 +239,9 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
             with tqdm(total=warm, disable=True) as bar:
                 train(session, StopRequest(), bar)
                 session.config.JointTrainAgent.SampleMaxSteps = warm + steps
-                seconds = Clock(session.execution.device, 1, 0).once(lambda: train(session, StopRequest(), bar))
+                seconds = Clock(session.execution.device, 1, 0).once(
+                    lambda: train(session, StopRequest(), bar)
+                )
         finally:
             session.close()
     updates = steps // task.TrainDynamicsEverySteps

@@ -9,7 +9,6 @@ from torch import Tensor
 from sub_models.batch import Batch
 from utils import UserError
 
-
 FIELDS = tuple(Batch.__dataclass_fields__)
 
 
@@ -18,7 +17,10 @@ def gather_windows(storage: dict[str, Tensor], rows: Tensor, environment: Tensor
     num_envs = storage["action"].shape[1]
     flat = (rows * num_envs + environment.unsqueeze(1)).flatten()
     return Batch(
-        **{name: storage[name].flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape) for name in FIELDS}
+        **{
+            name: storage[name].flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
+            for name in FIELDS
+        }
     )
 
 
@@ -34,7 +36,9 @@ class ReplayBuffer:
         device: where the arrays live.
     """
 
-    def __init__(self, capacity: int, num_envs: int, image_size: int, channels: int, device: torch.device) -> None:
+    def __init__(
+        self, capacity: int, num_envs: int, image_size: int, channels: int, device: torch.device
+    ) -> None:
         self.capacity = capacity
         self.num_envs = num_envs
         self.device = device
@@ -63,7 +67,9 @@ class ReplayBuffer:
         """Steps held, all environments together."""
         return self.rows * self.num_envs
 
-    def append(self, observation: Tensor, action: np.ndarray, reward: np.ndarray, termination: np.ndarray) -> None:
+    def append(
+        self, observation: Tensor, action: np.ndarray, reward: np.ndarray, termination: np.ndarray
+    ) -> None:
         """Append one row, overwriting the oldest when full.
 
         Args:

@@ -35,7 +35,9 @@ class Learner:
         streams: randomness; uses "world_model" and "imagination".
     """
 
-    def __init__(self, config: Config, num_actions: int, execution: Execution, streams: RandomStreams) -> None:
+    def __init__(
+        self, config: Config, num_actions: int, execution: Execution, streams: RandomStreams
+    ) -> None:
         self.config = config
         self.streams = streams
         self.horizon = config.JointTrainAgent.ImagineBatchLength

@@ -48,7 +48,9 @@ class MultiHeadAttention(nn.Module):
         causal: whether a token sees only itself and earlier ones.
     """
 
-    def __init__(self, width: int, num_heads: int, bias: bool, attention_dropout: float, causal: bool) -> None:
+    def __init__(
+        self, width: int, num_heads: int, bias: bool, attention_dropout: float, causal: bool
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
@@ -83,7 +85,9 @@ class CausalBlock(nn.Module):
     x ← LN(x + dropout(attention(x))), then x ← LN(x + dropout(W₂ relu(W₁ x))).
     """
 
-    def __init__(self, width: int, num_heads: int, feed_forward_width: int, dropout: float, norm_eps: float) -> None:
+    def __init__(
+        self, width: int, num_heads: int, feed_forward_width: int, dropout: float, norm_eps: float
+    ) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(width, num_heads, False, dropout, causal=True)
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)

@@ -20,7 +20,9 @@ class Batch:
     @staticmethod
     def concatenate(first: Batch, second: Batch) -> Batch:
         """Both batches, one after the other along B."""
-        return Batch(*(torch.cat(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True)))
+        return Batch(
+            *(torch.cat(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True))
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; the copy does not block the host."""

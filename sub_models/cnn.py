@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log2
 
 import torch
@@ -77,9 +78,11 @@ class Decoder(nn.Module):
         super().__init__()
         channels = stage_channels(image_size, config.StemChannels)[::-1]
         self.code_shape = (channels[0], CODE_SIDE, CODE_SIDE)
-        self.project = nn.Linear(config.NumLatents * config.NumClasses, channels[0] * CODE_SIDE**2, bias=False)
+        self.project = nn.Linear(
+            config.NumLatents * config.NumClasses, channels[0] * CODE_SIDE**2, bias=False
+        )
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
-        for channels_in, channels_out in zip(channels[:-1], channels[1:], strict=True):
+        for channels_in, channels_out in pairwise(channels):
             layers += [
                 nn.ConvTranspose2d(channels_in, channels_out, kernel_size=4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(channels_out),

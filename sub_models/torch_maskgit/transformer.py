@@ -56,9 +56,7 @@ class MaskedTokenTransformer(nn.Module):
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """tokens (M, K) int64, masked ones C; condition from `condition` → logits (M, K, C)."""
         # Linear(concat(embedding, slice)), with the embedding's part looked up in the projected table.
-        table = F.linear(
-            self.token.weight, self.input.weight[:, : self.token.embedding_dim], self.input.bias
-        )
+        table = F.linear(self.token.weight, self.input.weight[:, : self.token.embedding_dim], self.input.bias)
         x = F.embedding(tokens, table) + (condition + self.position.weight.to(condition.dtype))
         for block in self.blocks:
             x = block(x)

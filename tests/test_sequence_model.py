@@ -1,0 +1,178 @@
+"""The causal transformer and its key/value cache."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests_support import ACTIONS, small_config, uniform
+from torch import Tensor
+
+from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
+from sub_models.transformer_model import SequenceModel, StateMixer
+
+LENGTH = 6
+
+
+def make_model() -> SequenceModel:
+    torch.manual_seed(0)
+    return SequenceModel(small_config().Models.WorldModel, ACTIONS).eval()
+
+
+def random_inputs(length: int = LENGTH, seed: int = 0) -> tuple[Tensor, Tensor]:
+    latent = uniform(2, length, 20, seed=seed)
+    return latent, (uniform(2, length, seed=seed + 1) * ACTIONS).long()
+
+
+@pytest.mark.parametrize("changed", range(LENGTH))
+def test_the_past_does_not_see_the_future(changed: int) -> None:
+    model, (latent, action) = make_model(), random_inputs()
+    before = model(latent, action)
+    for what in ("latent", "action"):
+        other_latent, other_action = latent.clone(), action.clone()
+        if what == "latent":
+            other_latent[:, changed] += 1
+        else:
+            other_action[:, changed] = (other_action[:, changed] + 1) % ACTIONS
+        after = model(other_latent, other_action)
+        torch.testing.assert_close(after[:, :changed], before[:, :changed], rtol=0, atol=1e-6)
+        differs = (after - before).abs().amax((0, 2))[changed:]
+        assert (differs > 1e-5).all(), f"{what} {changed} must reach every later step"
+
+
+CHUNKINGS = [
+    [b - a for a, b in zip((0, *cuts), (*cuts, LENGTH), strict=True)]
+    for number in range(LENGTH)
+    for cuts in combinations(range(1, LENGTH), number)
+]
+
+
+@pytest.mark.parametrize("chunks", CHUNKINGS, ids=lambda chunks: "+".join(map(str, chunks)))
+def test_cached_equals_uncached(chunks: list[int]) -> None:
+    model, (latent, action) = make_model(), random_inputs()
+    expected = model(latent, action)
+    cache = model.make_cache(LENGTH)
+    pieces = zip(latent.split(chunks, 1), action.split(chunks, 1), strict=True)
+    hidden = torch.cat([model(*piece, cache) for piece in pieces], dim=1)
+    torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-6)
+    assert all(layer.length == LENGTH for layer in cache)
+
+
+def test_a_cache_refuses_more_than_it_holds() -> None:
+    model = make_model()
+    cache = model.make_cache(LENGTH - 1)
+    with pytest.raises(AssertionError, match="cannot hold"):
+        model(*random_inputs(), cache)
+    with pytest.raises(AssertionError, match="TransformerMaxLength"):
+        model.make_cache(1000)
+
+
+def test_a_cache_projects_only_new_tokens() -> None:
+    model, (latent, action) = make_model(), random_inputs()
+    projected = []
+    for block in model.blocks:
+        block.attention.query_key_value.register_forward_hook(
+            lambda module, inputs, output: projected.append(output.shape[1])
+        )
+    cache = model.make_cache(LENGTH)
+    model(latent[:, :4], action[:, :4], cache)
+    model(latent[:, 4:5], action[:, 4:5], cache)
+    assert projected == [4, 4, 1, 1]
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model, inputs = make_model(), random_inputs()
+    assert torch.equal(model(*inputs), model(*inputs))
+    model.train()
+    assert not torch.equal(model(*inputs), model(*inputs))
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.attention_dropout = 0.0
+    assert not torch.equal(model(*inputs), model(*inputs)), "also after the output projections"
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(model(*inputs), model.eval()(*inputs))
+
+
+def test_dropout_of_attention_probabilities() -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(8, 2, False, 0.5, causal=True)
+    x = uniform(1, 5, 8)
+    assert not torch.equal(attention(x), attention(x))
+    assert torch.equal(attention.eval()(x), attention(x))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_against_its_definition(causal: bool) -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(8, 2, True, 0.0, causal)
+    x = torch.randn(3, 5, 8)
+    query, key, value = (
+        part.view(3, 5, 2, 4).transpose(1, 2) for part in attention.query_key_value(x).chunk(3, -1)
+    )
+    scores = query @ key.transpose(-1, -2) / 4**0.5
+    if causal:
+        scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    expected = attention.output((scores.softmax(-1) @ value).transpose(1, 2).reshape(3, 5, 8))
+    torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_causal_block_is_post_norm() -> None:
+    torch.manual_seed(0)
+    block = CausalBlock(8, 2, 16, 0.1, 1e-6).eval()
+    x = torch.randn(2, 4, 8)
+    middle = F.layer_norm(x + block.attention(x), (8,), eps=1e-6)
+    expected = F.layer_norm(middle + block.contract(F.relu(block.expand(middle))), (8,), eps=1e-6)
+    torch.testing.assert_close(block(x), expected)
+    biases = {name for name, _ in block.named_parameters() if name.endswith("bias")}
+    assert not any(name.startswith("attention.") for name in biases)
+    assert {"expand.bias", "contract.bias"} <= biases
+
+
+def test_bidirectional_block_is_pre_norm() -> None:
+    torch.manual_seed(0)
+    block = BidirectionalBlock(8, 2, 12, 0.5, 0.5)
+    x = torch.randn(2, 4, 8)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    middle = x + block.attention(F.layer_norm(x, (8,)))
+    expected = middle + block.contract(F.gelu(block.expand(F.layer_norm(middle, (8,)))))
+    torch.testing.assert_close(block(x), expected)
+    assert block.expand.out_features == 12
+    assert {name for name, _ in block.attention.named_parameters() if name.endswith("bias")} == {
+        "query_key_value.bias",
+        "output.bias",
+    }
+
+
+def test_state_mixer_joins_latent_and_action() -> None:
+    torch.manual_seed(0)
+    mixer = StateMixer(20, ACTIONS, 16)
+    latent, action = random_inputs()
+    joined = torch.cat([latent, F.one_hot(action, ACTIONS).float()], dim=-1)
+    inner = F.relu(F.layer_norm(joined @ mixer.input.weight.T, (16,)))
+    torch.testing.assert_close(mixer(latent, action), F.layer_norm(inner @ mixer.output.weight.T, (16,)))
+
+
+def test_positions_and_norms_follow_the_configuration() -> None:
+    model, (latent, action) = make_model(), random_inputs()
+    assert model.position.num_embeddings == small_config().Models.WorldModel.TransformerMaxLength
+    assert 0.8 < model.position.weight.std() < 1.2
+    assert {module.eps for module in (model.norm, model.blocks[0].attention_norm)} == {1e-6}
+    assert {model.mixer.input_norm.eps, model.mixer.output_norm.eps} == {1e-5}
+    with torch.no_grad():
+        before = model(latent, action)
+        model.position.weight[3, 0] += 1
+        after = model(latent, action)
+    assert torch.equal(after[:, :3], before[:, :3]) and not torch.allclose(after[:, 3:], before[:, 3:])
+
+
+def test_key_value_cache_keeps_order() -> None:
+    cache = KeyValueCache(5)
+    pieces = [torch.full((1, 1, length, 2), float(index)) for index, length in enumerate((2, 1, 2))]
+    for piece in pieces:
+        keys, values = cache.append(piece, -piece)
+    assert torch.equal(keys, torch.cat(pieces, dim=2)) and torch.equal(values, -keys)
