@@ -16,6 +16,8 @@ from sub_models.batch import Rollout
 from sub_models.functions_losses import TwoHotSymlog, entropy, lambda_return, percentile, sample
 from sub_models.world_models import WorldModel
 
+SMALLEST = torch.finfo(torch.float32).tiny  # keeps a ratio finite where its denominator is 0
+
 
 def perceptron(inputs: int, width: int, num_layers: int, outputs: int) -> nn.Sequential:
     """[linear (no bias) → LN → ReLU] × num_layers → linear."""
@@ -127,7 +129,7 @@ class ActorCritic(nn.Module):
             "imagined_return": returns.mean(),
             "imagined_reward": rollout.reward.mean(),
             "value": value.mean(),
-            "value_explained": 1 - (returns - value[:, :-1]).var() / returns.var(),
+            "value_explained": 1 - (returns - value[:, :-1]).var() / returns.var().clamp(min=SMALLEST),
         }
         return total, {name: metric.detach().clone() for name, metric in metrics.items()}
 
@@ -305,6 +307,14 @@ class Policy:
         return {"memory": self._memory, "actions": self._actions}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Continue with a saved context."""
-        for name, value in state.items():
-            setattr(self, f"_{name}", None if value is None else value.to(self.streams.device))
+        """Continue with a saved context.
+
+        Raises:
+            KeyError, AttributeError, ValueError: it is malformed.
+        """
+        memory, actions = state["memory"], state["actions"]
+        if memory is not None:
+            memory, actions = memory.to(self.streams.device), actions.to(self.streams.device)
+            if not memory.shape[:2] == actions.shape or len(actions) != self.num_envs:
+                raise ValueError(f"policy context of {tuple(memory.shape)} and {tuple(actions.shape)}")
+        self._memory, self._actions = memory, actions

@@ -116,12 +116,14 @@ def table(figures: dict[str, Any]) -> str:
         )
     peak = figures["peak"]
     lines += [
-        f"iteration without acting: {figures['iteration_s'] * 1e3:.2f} ms, {figures['flop'] / 1e12:.3f} TFLOP",
+        f"iteration without acting: {figures['iteration_s'] * 1e3:.2f} ms, "
+        f"{figures['flop'] / 1e12:.3f} TFLOP",
         f"peak of this device: {peak['product_flop_per_s'] / 1e9:.0f} GFLOP/s ({figures['precision']}), "
         f"{peak['float32_1024x512x512_flop_per_s'] / 1e9:.0f} GFLOP/s (float32, 1024×512×512), "
         f"copy {peak['copy_bytes_per_s'] / 1e9:.1f} GB/s",
         f"memory at most: {figures['peak_memory_bytes'] / 1e9:.2f} GB",
-        f"{figures['hardware']}, {figures['threads']} threads, {figures['device']}, commit {figures['commit']}",
+        f"{figures['hardware']}, {figures['threads']} threads, {figures['device']}, "
+        f"commit {figures['commit']}",
     ]
     if figures["speed_up_over_release"] is not None:
         lines.append(

@@ -154,6 +154,8 @@ class Evaluation:
     NumEnvs: int = key(5, "parallel environments of an evaluation")
     VideoWindows: int = key(4, "trajectories side by side in an imagination video")
     Greedy: bool = key(False, "take the most likely action instead of a sampled one")
+    PredictionWindows: int = key(64, "held-out windows that a world-model report is made on")
+    PredictionHorizon: int = key(15, "steps it predicts, or fewer where the training windows are shorter")
 
 
 @dataclass

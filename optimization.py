@@ -87,9 +87,19 @@ class GuardedOptimizer:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from `state_dict`, with the learning rate and eps given to the constructor."""
+        """Continue from `state_dict`, with the learning rate and eps given to the constructor.
+
+        Raises:
+            ValueError: Adam's averages are of other parameters.
+        """
         groups = [{**group} for group in self.adam.param_groups]
         self.adam.load_state_dict(state["adam"])
+        for parameter, name in zip(self.parameters, self._names, strict=True):
+            averages = self.adam.state.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                average = averages.get(key, parameter)
+                if average.shape != parameter.shape:
+                    raise ValueError(f"{key} of {name} is {tuple(average.shape)}, not {tuple(parameter.shape)}")
         for group, own in zip(self.adam.param_groups, groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
         if state["scaler"] and self.scaler.is_enabled():

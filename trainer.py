@@ -14,6 +14,8 @@ from sub_models.batch import Batch, Rollout
 from sub_models.world_models import WorldModel
 from utils import UserError
 
+SAVED_PARTS = ("world_model", "agent", "world_model_optimizer", "agent_optimizer")
+
 
 def make_models(config: Config, num_actions: int, device: torch.device) -> tuple[WorldModel, ActorCritic]:
     """World model and agent of a config, in evaluation mode."""
@@ -149,18 +151,16 @@ class Learner:
                 )
 
     def state_dict(self) -> dict[str, object]:
-        """Models and optimizers."""
-        return {
-            "world_model": self.world_model.state_dict(),
-            "agent": self.agent.state_dict(),
-            "world_model_optimizer": self.world_model_optimizer.state_dict(),
-            "agent_optimizer": self.agent_optimizer.state_dict(),
-        }
+        """Models, optimizers, and the metrics that are yet to be read."""
+        parts = {name: getattr(self, name).state_dict() for name in SAVED_PARTS}
+        return parts | {"metrics": dict(self._metrics)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from `state_dict`."""
-        for name, value in state.items():
-            getattr(self, name).load_state_dict(value)
+        for name in SAVED_PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        device = self.streams.device
+        self._metrics = {name: value.to(device) for name, value in state["metrics"].items()}
 
 
 def make_policy(config: Config, learner: Learner, execution: Execution, streams: RandomStreams) -> Policy:

@@ -10,6 +10,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
     Tensors made in this dtype spare autocast the conversion at every product.
     """
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32

@@ -65,13 +65,8 @@ def mask_count(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
     return torch.ceil(num_tokens * mask_ratio(u, schedule, num_tokens)).long().clamp(1, num_tokens)
 
 
-def ranks(scores: Tensor) -> Tensor:
-    """The rank (0-based) of each score along the last axis: a uniform permutation for i.i.d. scores."""
-    return scores.argsort(-1).argsort(-1)
-
-
 def random_mask(count: Tensor, scores: Tensor) -> Tensor:
-    """A uniformly random set of `count` positions.
+    """A uniformly random set of `count` positions: sorting i.i.d. scores gives a uniform permutation.
 
     Args:
         count: (...), int64. scores: (..., K), i.i.d. uniform.
@@ -79,7 +74,7 @@ def random_mask(count: Tensor, scores: Tensor) -> Tensor:
     Returns:
         bool (..., K), true where masked.
     """
-    return ranks(scores) < count.unsqueeze(-1)
+    return scores.argsort(-1) < count.unsqueeze(-1)
 
 
 def random_groups(scores: Tensor, num_groups: int) -> Tensor:
@@ -91,4 +86,4 @@ def random_groups(scores: Tensor, num_groups: int) -> Tensor:
     Returns:
         Group of each position (..., K), int64 in [0, num_groups).
     """
-    return ranks(scores) * num_groups // scores.shape[-1]
+    return scores.argsort(-1) * num_groups // scores.shape[-1]
