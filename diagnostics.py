@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from config_schema import Config
@@ -71,11 +72,9 @@ def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndar
     predicted = (prediction.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(2, -1).cpu()
     truth = truth.cpu()
     error = (predicted.int() - truth.int()).abs().to(torch.uint8)
-    rows = torch.stack([truth, predicted, error])  # (3, B, T, H, W, C)
-    rows, batch, time, height, width, channels = (rows, *rows.shape[1:])
-    video = rows.permute(2, 0, 3, 1, 4, 5).reshape(time, 3 * height, batch * width, channels)
-    video = video.expand(-1, -1, -1, len(CONTEXT_MARK))
-    mark = torch.zeros(time, MARK_HEIGHT, batch * width, len(CONTEXT_MARK), dtype=torch.uint8)
+    rows = torch.stack([truth, predicted, error])
+    video = rearrange(rows, "row b t h w c -> t (row h) (b w) c").expand(-1, -1, -1, len(CONTEXT_MARK))
+    mark = torch.zeros(len(video), MARK_HEIGHT, video.shape[2], len(CONTEXT_MARK), dtype=torch.uint8)
     mark[:context] = torch.tensor(CONTEXT_MARK, dtype=torch.uint8)
     return torch.cat([mark, video], dim=1).numpy()
 

@@ -141,8 +141,11 @@ class Execution:
         self.warm_up_calls = settings.GraphWarmUpCalls
         if settings.NumThreads:
             torch.set_num_threads(settings.NumThreads)
-        if device.type == "cuda" and self.dtype != torch.float32:
-            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        if device.type == "cuda":
+            reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32
+            torch.set_float32_matmul_precision("high" if reduced else "highest")
+            torch.backends.cudnn.allow_tf32 = reduced
+            torch.backends.cudnn.benchmark = True  # shapes never change
 
     @property
     def scales_loss(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -59,9 +60,10 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        batch, time, width = x.shape
-        qkv = self.query_key_value(x).view(batch, time, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        time = x.shape[1]
+        query, key, value = rearrange(
+            self.query_key_value(x), "b t (part heads d) -> part b heads t d", part=3, heads=self.num_heads
+        )
         if cache is not None:
             key, value = cache.append(key, value)
         first_chunk = key.shape[2] == time
@@ -76,7 +78,7 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
             is_causal=self.causal and first_chunk and time > 1,
         )
-        return self.output(mixed.transpose(1, 2).reshape(batch, time, width))
+        return self.output(rearrange(mixed, "b heads t d -> b t (heads d)"))
 
 
 class CausalBlock(nn.Module):

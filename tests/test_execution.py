@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import execution
 from config import load_config
-from config_schema import BasicSettings, Config
+from config_schema import BasicSettings
 from execution import CompiledFunction, Execution, choose_precision, cpu_has_bfloat16
 from measurements import Iteration
 
@@ -18,44 +19,72 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 MODEL_TYPES = ("STORM", "GITSTORM")
 NUM_ACTIONS = 4
 
-# Compiled and eager differ by the order of float32 sums alone: relative to the largest value.
-TOLERANCE = 1e-4
+# Compiled and eager code add in another order. What an update changes in each parameter may differ by this
+# much, relative to the change's norm, and this share of sampled actions may fall on the other side of a draw.
+TOLERANCE = 1e-3
+OTHER_ACTIONS = 0.01
 
 
-def small_config(model_type: str, *overrides: str) -> Config:
-    return load_config(
+def make_iteration(model_type: str, device: str, compiled: bool) -> Iteration:
+    """The same weights, data and noise at every call.
+
+    A large epsilon makes Adam's step smooth in the gradient, so that rounding stays rounding.
+    """
+    config = load_config(
         [
             f"BasicSettings.config_path=config_files/{model_type}-catch.yaml",
             "BasicSettings.Precision=float32",
+            f"BasicSettings.Compile={'always' if compiled else 'never'}",
             "Models.WorldModel.Dropout=0",
-            *overrides,
+            "Models.WorldModel.AdamEps=1",
+            "Models.Agent.AdamEps=1",
         ]
     )
-
-
-def run_updates(model_type: str, device: str, compiled: bool, updates: int = 6) -> dict[str, torch.Tensor]:
-    """Weights, rollout and metrics after some updates on the same data with the same noise."""
-    config = small_config(model_type, f"BasicSettings.Compile={'always' if compiled else 'never'}")
-    iteration = Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, torch.device(device)))
     torch.manual_seed(0)
-    for part in (iteration.learner.world_model, iteration.learner.agent):
-        for parameter in part.parameters():
-            parameter.data = torch.randn(parameter.shape).mul(0.05).to(device)
+    return Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, torch.device(device)))
+
+
+def change(module: torch.nn.Module, update: Callable[[], None], times: int) -> dict[str, torch.Tensor]:
+    """What repeating an update changes in each trained parameter."""
+    before = {
+        name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad
+    }
+    for _ in range(times):
+        update()
+    after = dict(module.named_parameters())
+    return {name: (after[name].detach() - value).cpu() for name, value in before.items()}
+
+
+def run(model_type: str, device: str, compiled: bool, updates: int) -> tuple[list[dict], torch.Tensor]:
+    """Parameter changes of world model and agent, and the last imagined actions."""
+    iteration = make_iteration(model_type, device, compiled)
     for _ in range(updates):
-        iteration.fit_world_model()
         iteration.imagine()
-        iteration.fit_agent()
-    results = {f"rollout {index}": value for index, value in enumerate(iteration.rollout)}
-    results |= {f"weight {name}": value for name, value in iteration.learner.world_model.state_dict().items()}
-    results |= {f"agent {name}": value for name, value in iteration.learner.agent.state_dict().items()}
-    return {name: value.detach().float().cpu().clone() for name, value in results.items()}
+    actions = iteration.rollout[1].cpu().clone()
+    generator = torch.Generator().manual_seed(0)
+    feature, _, reward, termination = iteration.rollout
+    iteration.rollout = (
+        torch.rand(feature.shape, generator=generator).to(feature),
+        torch.randint(NUM_ACTIONS, actions.shape, generator=generator).to(device),
+        torch.rand(reward.shape, generator=generator).to(reward),
+        torch.zeros_like(termination),
+    )
+    learner = iteration.learner
+    changes = [
+        change(learner.agent, iteration.fit_agent, updates),
+        change(learner.world_model, iteration.fit_world_model, updates),
+    ]
+    return changes, actions
 
 
-def assert_agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        scale = other[name].abs().max().clamp(min=1e-6)
-        assert (value - other[name]).abs().max() / scale <= TOLERANCE, name
+def assert_compiled_agrees(model_type: str, device: str, updates: int) -> None:
+    compiled, compiled_actions = run(model_type, device, True, updates)
+    eager, eager_actions = run(model_type, device, False, updates)
+    for one, other in zip(compiled, eager, strict=True):
+        for name, value in other.items():
+            assert value.norm() > 0, name
+            assert (one[name] - value).norm() / value.norm() <= TOLERANCE, name
+    assert (compiled_actions != eager_actions).float().mean() <= OTHER_ACTIONS
 
 
 @pytest.mark.parametrize(
@@ -114,7 +143,7 @@ def test_a_function_that_cannot_be_compiled_runs_eagerly_and_says_why(
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_compiled_agrees_with_eager_on_a_cpu(model_type: str) -> None:
-    assert_agree(run_updates(model_type, "cpu", True, 2), run_updates(model_type, "cpu", False, 2))
+    assert_compiled_agrees(model_type, "cpu", updates=2)
 
 
 @needs_gpu
@@ -122,15 +151,14 @@ def test_compiled_agrees_with_eager_on_a_cpu(model_type: str) -> None:
 def test_graphs_agree_with_eager_on_a_gpu(model_type: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    assert_agree(run_updates(model_type, "cuda", True), run_updates(model_type, "cuda", False))
+    assert_compiled_agrees(model_type, "cuda", updates=6)
 
 
 @needs_gpu
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
-    config = small_config(model_type, "BasicSettings.Compile=always", "BasicSettings.Precision=bfloat16")
-    iteration = Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, torch.device("cuda")))
-    for _ in range(config.BasicSettings.GraphWarmUpCalls + 1):
+    iteration = make_iteration(model_type, "cuda", compiled=True)
+    for _ in range(iteration.config.BasicSettings.GraphWarmUpCalls + 1):
         for phase in iteration.phases().values():
             phase()
     learner = iteration.learner
@@ -146,8 +174,7 @@ def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_an_update_never_waits_for_the_device(model_type: str) -> None:
-    config = small_config(model_type, "BasicSettings.Compile=never")
-    iteration = Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, torch.device("cuda")))
+    iteration = make_iteration(model_type, "cuda", compiled=False)
     phases = (iteration.sample_all, iteration.fit_world_model, iteration.imagine, iteration.fit_agent)
     for phase in phases:
         phase()
