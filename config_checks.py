@@ -129,6 +129,8 @@ RANGES: dict[str, Range] = {
     "Evaluation.NumEpisodes": Range(1, 10**6),
     "Evaluation.NumEnvs": COUNT,
     "Evaluation.VideoWindows": COUNT,
+    "Evaluation.PredictionWindows": COUNT,
+    "Evaluation.PredictionHorizon": COUNT,
     "Health.MinEntropy": PROBABILITY,
     "Health.MaxEntropy": PROBABILITY,
     "Health.MaxRewardGap": NOT_NEGATIVE,

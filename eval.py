@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
-import json
+import logging
+import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from config import apply_overrides, load_config, load_saved_config
+from agents import Policy
+from config import apply_overrides, differences, load_config, load_saved_config
 from config_schema import Config
-from env_wrapper import VectorEnvironment
+from env_wrapper import EnvironmentFault
 from evaluation import (
     Episode,
     choose_steps,
@@ -27,17 +29,22 @@ from evaluation import (
     make_evaluation_policy,
     summarise,
 )
-from event_file import encode_gif
+from event_file import disk_errors, encode_gif
 from execution import Execution
+from memory import memory_errors
 from run_directory import EVALUATIONS, RunDirectory, find_run
 from scores import human_normalised
 from utils import UserError, resolve_device, run_cli, write_atomically
+from world_model_report import measure, table, write_report
 
+Row = tuple[object, ...]
 COLUMNS = ("step", "episode_avg_return", "episode_std_return", "human_normalised_score", "episodes", "seed")
 EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed")
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
+SHAPING = ("JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # with Models, what weights must fit
+EPISODE_STEPS = re.compile(r'_episode_steps": ([0-9]{1,9}(?:\.[0-9]{1,9})?)[,}]')
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Target:
     steps: list[int]
     num_envs: int
     seed: int
-    first_to_finish: bool
+    as_release: bool  # first to finish, and the release's habits of seeding and counting
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -76,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("num_envs", "parallel environments (default: the run's Evaluation.NumEnvs)", type=int)
     option("seed", "seed of the evaluation (default: the run's)", type=int)
     option("greedy", "take the most likely action", action="store_true")
-    option("protocol", "fair (default): fixed quota per environment; release: first to finish", default="fair")
+    option("protocol", "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)")
     option("record_video", "save one environment's play as a GIF", action="store_true")
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
     option("device", "device (default: the run's BasicSettings.device)")
@@ -105,109 +112,164 @@ def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config
         "Evaluation.NumEnvs": options.num_envs,
         "Evaluation.Greedy": options.greedy or None,
         "BasicSettings.device": options.device,
+        "BasicSettings.Seed": options.seed,
     }
-    return apply_overrides(config, [f"{key}={value}" for key, value in overrides.items() if value is not None])
+    return apply_overrides(
+        config, [f"{key}={value}" for key, value in overrides.items() if value is not None]
+    )
 
 
 def check_agrees(options: argparse.Namespace, config: Config) -> None:
-    """Refuse options that say otherwise than the run's saved config."""
+    """Refuse options that say otherwise than the run's saved config.
+
+    Another file than the one the run started from is fine as long as it describes the same model.
+    """
     saved = config.BasicSettings
     if options.env_name is not None and options.env_name != saved.env_name:
-        raise UserError(f"-env_name={options.env_name}: run {options.run_name} was trained on {saved.env_name}")
+        raise UserError(
+            f"-env_name={options.env_name}: run {options.run_name} was trained on {saved.env_name}"
+        )
     if options.config_path is None:
         return
     given = load_config([f"BasicSettings.config_path={options.config_path}"])
-    for section in ("ModelType",):
-        asked, trained = getattr(given.JointTrainAgent, section), getattr(config.JointTrainAgent, section)
-        if asked != trained:
-            raise UserError(f"-config_path={options.config_path} is {asked}: run {options.run_name} is {trained}")
+    if Path(options.config_path).name == Path(saved.config_path).name:
+        return
+    for key, asked, trained in differences(given, config):
+        if key.startswith("Models.") or key in SHAPING:
+            raise UserError(
+                f"-config_path={options.config_path} has {key}={asked}: run {options.run_name} was trained "
+                f"with {trained}, from {saved.config_path}; leave -config_path out"
+            )
 
 
 def read_target(options: argparse.Namespace) -> Target:
     """Check all options before anything is loaded."""
-    if options.protocol not in ("fair", "release"):
+    if options.protocol not in (None, "fair", "release"):
         raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
     run = RunDirectory(options.run_name) if options.ckpt_dir is not None else find_run(options.run_name)
     directory = options.ckpt_dir or run.checkpoints
     if not directory.is_dir():
         raise UserError(f"no folder of checkpoints {directory}")
     config = read_config(options, run)
+    default_protocol = "release" if config.BasicSettings.ReleaseQuirks else "fair"
     return Target(
         run_name=options.run_name,
         config=config,
         checkpoints=directory,
         steps=choose_steps(directory, options.checkpoints),
         num_envs=min(config.Evaluation.NumEnvs, config.Evaluation.NumEpisodes),
-        seed=config.BasicSettings.Seed if options.seed is None else options.seed,
-        first_to_finish=options.protocol == "release",
+        seed=config.BasicSettings.Seed,
+        as_release=(options.protocol or default_protocol) == "release",
     )
 
 
 def mean_episode_length(metrics_file: Path) -> float | None:
-    """Mean length in steps of the episodes seen in training; None if there are none."""
-    if not metrics_file.is_file():
+    """Mean length in steps of the episodes seen in training; None if none can be read."""
+    lengths = []
+    try:
+        with metrics_file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                found = EPISODE_STEPS.search(line)
+                if found:
+                    lengths.append(float(found[1]))
+    except OSError:
         return None
-    with metrics_file.open() as lines:
-        records = [json.loads(line) for line in lines if "_episode_steps" in line]
-    lengths = [value for record in records for tag, value in record.items() if tag.endswith("_episode_steps")]
     return float(np.mean(lengths)) if lengths else None
 
 
-def estimate(target: Target, environment: VectorEnvironment, act: Callable[[np.ndarray], np.ndarray]) -> str:
-    """How long the evaluation will take, from some steps of it and the training's episodes."""
-    observation = environment.reset()
-    start = time.monotonic()
-    for _ in range(TIMED_STEPS):
-        environment.start_step(act(observation))
-        observation = environment.finish_step().observation
-    seconds_a_step = (time.monotonic() - start) / TIMED_STEPS
+def estimate(target: Target, seconds_a_step: float) -> str:
+    """How long the evaluation will take, by the lengths of the training's episodes."""
     episodes = target.config.Evaluation.NumEpisodes
     length = mean_episode_length(RunDirectory(target.run_name).metrics_file)
-    known = length is not None
-    if not known:
+    about = "about" if length is not None else "at most"
+    if length is None:
         length = target.config.Environment.MaxEpisodeFrames / target.config.Environment.FrameSkip
     minutes = seconds_a_step * length * episodes / target.num_envs * len(target.steps) / 60
     return (
-        f"{len(target.steps)} checkpoints × {episodes} episodes of {'about' if known else 'at most'} "
-        f"{length:.0f} steps: {'about' if known else 'at most'} {minutes:.1f} minutes"
+        f"{len(target.steps)} checkpoints × {episodes} episodes of {about} {length:.0f} steps: "
+        f"{about} {minutes:.1f} minutes"
     )
 
 
-def score_checkpoint(target: Target, execution: Execution, step: int, video: Path | None) -> list[Episode]:
-    """Play the episodes of one checkpoint, in fresh environments and with fresh random streams."""
-    environment = evaluation_environment(target.config, target.num_envs, target.seed)
-    models = load_models(target.config, environment.num_actions, execution, target.checkpoints, step)
-    frames: list[np.ndarray] = []
-    total = target.config.Evaluation.NumEpisodes
-    greedy = target.config.Evaluation.Greedy
-    try:
-        policy = make_evaluation_policy(target.config, models, target.num_envs, execution, target.seed, greedy)
-        with tqdm(total=total, unit="episode", desc=f"step {step}") as bar:
+class Play:
+    """The environments that a target's checkpoints play in, one after the other."""
 
-            def on_step(observation: np.ndarray, finished: int) -> None:
-                if video is not None and len(frames) < VIDEO_FRAMES:
-                    frames.append(observation[0])
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        config = target.config
+        self.execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
+        self.environment = evaluation_environment(config, target.num_envs, target.seed, target.as_release)
+
+    def close(self) -> None:
+        """End the environments."""
+        self.environment.close()
+
+    def policy(self, step: int) -> Policy:
+        """A fresh policy of one checkpoint, with fresh random streams."""
+        target, config = self.target, self.target.config
+        num_actions = self.environment.num_actions
+        models = load_models(config, num_actions, self.execution, target.checkpoints, step)
+        greedy = config.Evaluation.Greedy
+        return make_evaluation_policy(config, models, target.num_envs, self.execution, target.seed, greedy)
+
+    def seconds_a_step(self) -> float:
+        """Time of a step of all environments, with the first checkpoint."""
+        policy, observation = self.policy(self.target.steps[0]), self.environment.reset()
+        start = time.monotonic()
+        for _ in range(TIMED_STEPS):
+            self.environment.start_step(policy.act(observation))
+            try:
+                observation = self.environment.finish_step().observation
+            except EnvironmentFault as fault:
+                observation = fault.observation
+        return (time.monotonic() - start) / TIMED_STEPS
+
+
+def score_checkpoint(play: Play, step: int, video: Path | None) -> list[Episode]:
+    """Play the episodes of one checkpoint."""
+    frames: list[np.ndarray] = []
+    target, config = play.target, play.target.config
+    total, max_faults = config.Evaluation.NumEpisodes, config.Environment.MaxFaults
+    with tqdm(total=total, unit="episode", desc=f"step {step}") as bar:
+
+        def on_step(observation: np.ndarray, finished: int) -> None:
+            if video is not None and len(frames) < VIDEO_FRAMES:
+                frames.append(observation[0])
+            if finished > bar.n:
                 bar.update(finished - bar.n)
 
-            episodes = evaluate(policy, environment, total, target.first_to_finish, on_step)
-            bar.update(total - bar.n)
-    finally:
-        environment.close()
+        policy = play.policy(step)
+        episodes = evaluate(policy, play.environment, total, target.as_release, on_step, max_faults)
+        bar.update(total - bar.n)
     if video is not None:
         content = encode_gif(np.stack(frames), VIDEO_FPS)
         write_atomically(video, lambda file: file.write(content))
     return episodes
 
 
-def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    """Put rows into a table, in place of those of the same steps; whole or not at all."""
-    kept: list[tuple[object, ...]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            header, *lines = [*csv.reader(file)] or [[]]
-        new_steps = {str(row[0]) for row in rows}
-        if tuple(header) == columns:
-            kept = [tuple(line) for line in lines if line and line[0] not in new_steps]
+def read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
+    """The rows of a table that an earlier evaluation wrote; none if there is no table.
+
+    Raises:
+        UserError: it is something else, which is not to be overwritten.
+    """
+    if not path.exists():
+        return []
+    try:
+        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        good = tuple(header) == columns and all(len(row) == len(columns) for row in rows)
+        rows.sort(key=lambda row: int(row[0]))
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}); move it away") from error
+    if not good:
+        raise UserError(f"{path}: is not a table of {', '.join(columns)}; move it away")
+    return [tuple(row) for row in rows]
+
+
+def write_csv(path: Path, columns: tuple[str, ...], earlier: list[Row], rows: list[Row]) -> None:
+    """Write earlier rows and new ones, which replace those of the same steps; whole or not at all."""
+    new_steps = {str(row[0]) for row in rows}
+    kept = [row for row in earlier if row[0] not in new_steps]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -217,45 +279,57 @@ def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...
 
 def score(target: Target, record_video: bool) -> None:
     """Evaluate every checkpoint of a target and write both tables."""
-    execution = Execution(target.config.BasicSettings, resolve_device(target.config.BasicSettings.device))
     folder = Path("outputs") / EVALUATIONS
-    env_name = target.config.BasicSettings.env_name
-    rows: list[tuple[object, ...]] = []
-    episode_rows: list[tuple[object, ...]] = []
-    announce_time(target, execution)
-    for step in target.steps:
-        video = folder / f"{target.run_name}_{step}.gif" if record_video else None
-        episodes = score_checkpoint(target, execution, step, video)
-        mean, std = summarise(episodes)
-        normalised = human_normalised(env_name, mean)
-        shown = "" if normalised is None else f"{normalised:.6g}"
-        rows.append((step, f"{mean:.6g}", f"{std:.6g}", shown, len(episodes), target.seed))
-        episode_rows += [
-            (step, index, episode.score, episode.length, target.seed) for index, episode in enumerate(episodes)
-        ]
-        human = "" if normalised is None else f", human-normalised {normalised:.3f}"
-        print(f"step {step}: mean return {mean:.1f} ± {std:.1f} over {len(episodes)} episodes{human}")
-        write_csv(folder / f"{target.run_name}.csv", COLUMNS, rows)
-        write_csv(folder / f"{target.run_name}_episodes.csv", EPISODE_COLUMNS, episode_rows)
-    print(f"wrote {folder / target.run_name}.csv and {target.run_name}_episodes.csv")
+    with disk_errors(folder):  # before the hours of an evaluation, not after them
+        folder.mkdir(parents=True, exist_ok=True)
+    path, episode_path = folder / f"{target.run_name}.csv", folder / f"{target.run_name}_episodes.csv"
+    earlier, earlier_episodes = read_csv(path, COLUMNS), read_csv(episode_path, EPISODE_COLUMNS)
+    rows: list[Row] = []
+    episode_rows: list[Row] = []
+    with contextlib.closing(Play(target)) as play:
+        print(estimate(target, play.seconds_a_step()), file=sys.stderr)
+        for step in target.steps:
+            video = folder / f"{target.run_name}_{step}.gif" if record_video else None
+            episodes = score_checkpoint(play, step, video)
+            rows.append(summary_row(target, step, episodes))
+            episode_rows += [
+                (step, index, f"{episode.score:.10g}", episode.length, target.seed)
+                for index, episode in enumerate(episodes)
+            ]
+            write_csv(path, COLUMNS, earlier, rows)
+            write_csv(episode_path, EPISODE_COLUMNS, earlier_episodes, episode_rows)
+    print(f"wrote {path} and {episode_path.name}")
 
 
-def announce_time(target: Target, execution: Execution) -> None:
-    """Print the estimate, made with the first checkpoint."""
-    environment = evaluation_environment(target.config, target.num_envs, target.seed)
-    models = load_models(
-        target.config, environment.num_actions, execution, target.checkpoints, target.steps[0]
-    )
-    policy = make_evaluation_policy(target.config, models, target.num_envs, execution, target.seed, False)
-    print(estimate(target, environment, policy.act), file=sys.stderr)
-    environment.close()
+def summary_row(target: Target, step: int, episodes: list[Episode]) -> Row:
+    """One line of the table, which is printed as well."""
+    mean, std = summarise(episodes)
+    normalised = human_normalised(target.config.BasicSettings.env_name, mean)
+    human = "" if normalised is None else f", human-normalised {normalised:.3f}"
+    print(f"step {step}: mean return {mean:.1f} ± {std:.1f} over {len(episodes)} episodes{human}", flush=True)
+    shown = "" if normalised is None else f"{normalised:.6g}"
+    return (step, f"{mean:.10g}", f"{std:.10g}", shown, len(episodes), target.seed)
+
+
+def report_world_model(target: Target) -> None:
+    """Judge the world model of a target's last checkpoint, print and write the result."""
+    execution = Execution(target.config.BasicSettings, resolve_device(target.config.BasicSettings.device))
+    result, video = measure(target.config, execution, target.checkpoints, target.steps[-1], target.seed)
+    print(table(result))
+    paths = write_report(result, video, Path("outputs") / EVALUATIONS, target.run_name)
+    print(f"wrote {', '.join(map(str, paths))}")
 
 
 def main(arguments: list[str]) -> None:
     """Evaluate as the command line says."""
+    logging.basicConfig(format="%(message)s")
     options = make_parser().parse_args(arguments)
     target = read_target(options)
-    score(target, options.record_video)
+    with memory_errors():
+        if options.world_model:
+            report_world_model(target)
+        else:
+            score(target, options.record_video)
 
 
 if __name__ == "__main__":

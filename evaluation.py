@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from agents import Policy
 from checkpoints import checkpoint_files, list_checkpoints, load_into, load_weights
 from config import load_saved_config
 from config_schema import Config
-from env_wrapper import VectorEnvironment, make_environment
+from env_wrapper import EnvironmentFault, VectorEnvironment, make_environment
 from execution import Execution
 from random_streams import RandomStreams, derive_seed
 from run_directory import find_run
@@ -23,7 +25,11 @@ from sub_models import storm_checkpoint
 from trainer import make_models
 from utils import UserError, resolve_device
 
+log = logging.getLogger(__name__)
+
 SEED_RANGE = 2**31 - 1
+STEP = re.compile(r"[0-9]{1,15}")
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Episode:
 
 def quotas(num_episodes: int, num_envs: int) -> np.ndarray:
     """Episodes that each environment plays: nearly equal shares, int (num_envs,)."""
-    return np.array([num_episodes // num_envs + (index < num_episodes % num_envs) for index in range(num_envs)])
+    return np.array(
+        [num_episodes // num_envs + (index < num_episodes % num_envs) for index in range(num_envs)]
+    )
 
 
 def evaluate(
@@ -45,24 +53,42 @@ def evaluate(
     num_episodes: int,
     first_to_finish: bool = False,
     on_step: Callable[[np.ndarray, int], None] | None = None,
+    max_faults: int = 1,
 ) -> list[Episode]:
     """Play whole episodes.
 
     Every environment plays a fixed quota: stopping at the first `num_episodes` to finish, as the
     STORM release does (`first_to_finish`), would favour short episodes.
 
+    When an environment fails, the episodes under way are dropped and begun anew.
+
     Args:
         policy: fresh, its context empty. environment: of the same number of environments.
         on_step: called with the frames uint8 (N, H, W, C) and the number of finished episodes.
+        max_faults: environment faults in a row that are too many.
+
+    Raises:
+        UserError: an environment fails again and again.
     """
     left = quotas(num_episodes, environment.num_envs)
     episodes: list[Episode] = []
     observation = environment.reset()
+    faults = 0
     while len(episodes) < num_episodes:
         if on_step is not None:
             on_step(observation, len(episodes))
         environment.start_step(policy.act(observation))
-        result = environment.finish_step()
+        try:
+            result = environment.finish_step()
+        except EnvironmentFault as fault:
+            faults += 1
+            if faults >= max_faults:
+                raise UserError(f"{faults} environment faults in a row, the last one: {fault}") from fault
+            log.warning("%s; its episodes are begun anew on seeds %s", fault, fault.seeds)
+            policy.forget_last()
+            observation = fault.observation
+            continue
+        faults = 0
         for index in np.flatnonzero(result.episode_end):
             if len(episodes) < num_episodes and (first_to_finish or left[index] > 0):
                 left[index] -= 1
@@ -79,7 +105,9 @@ def summarise(episodes: list[Episode]) -> tuple[float, float]:
     return statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
 
 
-def evaluation_environment(config: Config, num_envs: int, seed: int) -> VectorEnvironment:
+def evaluation_environment(
+    config: Config, num_envs: int, seed: int, release_quirks: bool = False
+) -> VectorEnvironment:
     """Environments for evaluation: whole episodes, seeded apart from training's."""
     return make_environment(
         config.BasicSettings.env_name,
@@ -87,7 +115,20 @@ def evaluation_environment(config: Config, num_envs: int, seed: int) -> VectorEn
         config.BasicSettings.ImageSize,
         num_envs,
         derive_seed(seed, "evaluation environment") % SEED_RANGE,
+        release_quirks,
     )
+
+
+def read_checkpoint(directory: Path, step: int) -> tuple[list[Weights], bool]:
+    """Weights of world model and agent by our names, and whether the original STORM wrote them."""
+    both, original = [], False
+    for path in checkpoint_files(directory, step):
+        weights = load_weights(path)
+        if storm_checkpoint.is_original(weights):
+            original = True
+            weights = storm_checkpoint.convert(weights, str(path))
+        both.append(weights)
+    return both, original
 
 
 def load_models(
@@ -99,14 +140,10 @@ def load_models(
         Both models, and whether they are the original STORM's, which act without seeing the
         current frame.
     """
+    weights, original = read_checkpoint(directory, step)
     models = make_models(config, num_actions, execution.device)
-    original = False
-    for model, path in zip(models, checkpoint_files(directory, step), strict=True):
-        weights = load_weights(path)
-        if storm_checkpoint.is_original(weights):
-            original = True
-            weights = storm_checkpoint.convert(weights)
-        load_into(model, weights, str(path))
+    for model, named, path in zip(models, weights, checkpoint_files(directory, step), strict=True):
+        load_into(model, named, str(path))
     return *models, original
 
 
@@ -139,13 +176,14 @@ def choose_steps(directory: Path, which: str) -> list[int]:
     Raises:
         UserError: none saved, or not that one.
     """
-    if which not in ("all", "last") and not which.isdecimal():
-        raise UserError(f"-checkpoints {which!r}: must be all, last or a step such as 100000")
+    if which not in ("all", "last") and not STEP.fullmatch(which):
+        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
     steps = list_checkpoints(directory)
-    if which.isdecimal() or not steps:
-        checkpoint_files(directory, int(which) if which.isdecimal() else 0)
-        return [int(which)]
-    return steps if which == "all" else steps[-1:]
+    if which in ("all", "last") and steps:
+        return steps if which == "all" else steps[-1:]
+    step = int(which) if STEP.fullmatch(which) else 0
+    checkpoint_files(directory, step)
+    return [step]
 
 
 def load_policy(run_name: str, checkpoint: str = "last", num_envs: int = 1, device: str = "auto") -> Policy:
@@ -161,7 +199,9 @@ def load_policy(run_name: str, checkpoint: str = "last", num_envs: int = 1, devi
     config = load_saved_config(run.config_file)
     execution = Execution(config.BasicSettings, resolve_device(device))
     step = choose_steps(run.checkpoints, checkpoint)[0]
-    agent_weights = load_weights(checkpoint_files(run.checkpoints, step)[1])
-    num_actions = agent_weights[f"actor.{3 * config.Models.Agent.NumLayers}.bias"].numel()
-    models = load_models(config, num_actions, execution, run.checkpoints, step)
+    (_, agent_weights), _ = read_checkpoint(run.checkpoints, step)
+    output = f"actor.{3 * config.Models.Agent.NumLayers}.bias"
+    if output not in agent_weights:
+        raise UserError(f"{checkpoint_files(run.checkpoints, step)[1]}: has no entry {output!r}")
+    models = load_models(config, agent_weights[output].numel(), execution, run.checkpoints, step)
     return make_evaluation_policy(config, models, num_envs, execution, config.BasicSettings.Seed, False)

@@ -1,0 +1,360 @@
+"""Compares priors on Diagnostic/Twins-v0, whose next frame is one of 16 equally likely pictures.
+
+    python experiments/joint_prior.py [--latents 8 --classes 8] [--out DIR]; --help lists the options.
+
+Encoder and decoder are trained once, by reconstruction, and frozen. Then STORM's factorised prior
+and one MaskGIT (whose sampling plans T_draft/T_revise/M differ only when it is sampled) learn the
+same latents in the same number of steps. A frame is consistent if all its parts show one picture.
+Beside this, whole world models are trained end to end. Writes <out>/<K>x<C>.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
+
+from agents import ActorCritic, imagination_noise_size, imagine
+from config_schema import Config
+from diagnostic_envs import MAX_PICTURES, is_consistent, parts_of
+from diagnostics import open_loop
+from random_streams import RandomStreams
+from run_directory import machine_facts
+from sub_models.batch import Batch
+from sub_models.cnn import PIXEL_MAX
+from sub_models.functions_losses import sample, straight_through
+from sub_models.torch_maskgit.sampling import DraftAndRevise
+from sub_models.world_models import WorldModel
+from utils import run_cli, write_atomically
+
+CPU = torch.device("cpu")
+NUM_ACTIONS = 2
+FACTORISED = "factorised MLP"
+JOINT_PLAN = (4, 4, 1)
+
+
+def option(default: int | float, meaning: str) -> int | float:
+    """A setting with its meaning; it becomes an option of the command line."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every number of the experiment."""
+
+    latents: int = option(8, "K, latent variables")
+    classes: int = option(8, "C, classes of each")
+    image_size: int = option(32, "side of the pictures in pixels, a multiple of 16")
+    stem_channels: int = option(8, "channels of the encoder's first convolution")
+    width: int = option(64, "width D of the sequence model and of MaskGIT")
+    layers: int = option(2, "blocks of MaskGIT")
+    steps_per_episode: int = option(64, "length of the environment's episodes")
+    frames: int = option(2048, "frames of experience")
+    autoencoder_steps: int = option(500, "steps of encoder and decoder, 64 frames each")
+    prior_steps: int = option(1500, "steps of each prior")
+    end_to_end_steps: int = option(2000, "steps of each whole world model; 0 leaves them out")
+    curve_points: int = option(10, "measurements along these")
+    windows: int = option(8, "windows per step")
+    length: int = option(8, "steps per window")
+    learning_rate: float = option(1e-3, "of Adam, for every part")
+    imagined_windows: int = option(128, "windows that imagination starts from")
+    context: int = option(2, "real steps before imagination starts")
+    horizon: int = option(8, "imagined steps")
+    timed_batch: int = option(256, "imagined trajectories when the time is measured")
+    timed_context: int = option(8, "real steps before these")
+    timed_horizon: int = option(16, "their imagined steps")
+    timed_repeats: int = option(5, "measurements of the time, of which the least counts")
+    seed: int = option(0, "of everything")
+
+
+def model_config(settings: Settings) -> Config:
+    """The configuration of every world model of the experiment."""
+    config = Config()
+    model, mask_git = config.Models.WorldModel, config.Models.MaskGit
+    config.BasicSettings.ImageSize = settings.image_size
+    model.StemChannels = settings.stem_channels
+    model.NumLatents, model.NumClasses = settings.latents, settings.classes
+    model.TransformerHiddenDim = config.Models.Agent.HiddenDim = settings.width
+    model.TransformerMaxLength = max(settings.length, settings.timed_context + settings.timed_horizon)
+    mask_git.VocabDim = mask_git.TmfArgs.EmbedDim = mask_git.TmfArgs.MlpDim = settings.width
+    mask_git.TmfArgs.NumLayers = settings.layers
+    return config
+
+
+def make_world_model(settings: Settings, model_type: str) -> WorldModel:
+    """A seeded world model in evaluation mode."""
+    torch.manual_seed(settings.seed)
+    return WorldModel(model_config(settings).Models, model_type, settings.image_size, NUM_ACTIONS).eval()
+
+
+def set_plan(world_model: WorldModel, plan: tuple[int, int, int]) -> None:
+    """Let a MaskGIT prior sample by T_draft, T_revise, M."""
+    prior = world_model.prior
+    prior.plan = DraftAndRevise(prior.num_latents, *plan)
+    prior.sample_noise_size = prior.plan.noise_size
+
+
+def collect(settings: Settings) -> Batch:
+    """Experience of random actions in the environment, (episodes, steps)."""
+    environment = gymnasium.make(
+        "Diagnostic/Twins-v0", image_size=settings.image_size, episode_length=settings.steps_per_episode
+    )
+    random = np.random.default_rng(settings.seed)
+    episodes, actions = [], []
+    for episode in range(settings.frames // settings.steps_per_episode):
+        observation, _ = environment.reset(seed=settings.seed + episode)
+        for _ in range(settings.steps_per_episode):
+            actions.append(int(random.integers(NUM_ACTIONS)))
+            episodes.append(observation)
+            observation = environment.step(actions[-1])[0]
+    shape = (-1, settings.steps_per_episode)
+    action = torch.tensor(actions).view(shape)
+    return Batch(
+        torch.from_numpy(np.stack(episodes)).unflatten(0, shape),
+        action,
+        torch.zeros(action.shape),
+        torch.zeros(action.shape),
+    )
+
+
+def choose_windows(
+    shape: Sequence[int], windows: int, length: int, streams: RandomStreams
+) -> tuple[Tensor, Tensor]:
+    """Rows (B, 1) and columns (B, L) of random windows of an (episodes, steps) array."""
+    row, start = streams.uniform("windows", 2, windows, 1)
+    return (row * shape[0]).long(), (start * (shape[1] - length + 1)).long() + torch.arange(length)
+
+
+def window_batch(data: Batch, windows: int, length: int, streams: RandomStreams) -> Batch:
+    """Random (B, L) windows of the experience."""
+    where = choose_windows(data.action.shape, windows, length, streams)
+    return Batch(*(values[where] for values in vars(data).values()))
+
+
+# Learning.
+
+
+def fit_autoencoder(world_model: WorldModel, data: Batch, settings: Settings) -> None:
+    """Train encoder and decoder by the reconstruction of frames from posterior samples."""
+    streams = RandomStreams(settings.seed, CPU)
+    parts = (world_model.encoder, world_model.posterior_head, world_model.decoder)
+    optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()], settings.learning_rate)
+    world_model.train()
+    for _ in range(settings.autoencoder_steps):
+        frames = window_batch(data, settings.windows, settings.length, streams).observation.flatten(0, 1)
+        posterior = world_model.posterior(frames)
+        noise = streams.uniform("posterior", *posterior.shape[:-1])
+        latent = straight_through(sample(posterior.detach(), noise), posterior).flatten(-2)
+        truth = frames.float().movedim(-1, -3) / PIXEL_MAX
+        loss = (world_model.decode(latent) - truth).square().sum((-3, -2, -1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    world_model.eval()
+
+
+def fit_prior(world_model: WorldModel, data: Batch, settings: Settings) -> None:
+    """Train sequence model and prior on the latents of a frozen encoder, by their KL divergence."""
+    streams = RandomStreams(settings.seed, CPU)
+    with torch.no_grad():
+        posteriors = world_model.posterior(data.observation)
+    parts = (world_model.sequence_model, world_model.prior)
+    optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()], settings.learning_rate)
+    for part in parts:
+        part.train()
+    for _ in range(settings.prior_steps):
+        where = choose_windows(data.action.shape, settings.windows, settings.length, streams)
+        posterior, action = posteriors[where], data.action[where]
+        index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
+        hidden = world_model.sequence_model(world_model.one_hot_latent(index), action)
+        noise = streams.uniform("prior", *action[:, 1:].shape, world_model.prior.predict_noise_size)
+        loss = world_model.divergences(posterior, index, hidden, noise)[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    world_model.eval()
+
+
+def fit_end_to_end(world_model: WorldModel, data: Batch, settings: Settings) -> list[dict[str, float]]:
+    """Train a whole world model; its imagination, measured along the way."""
+    streams = RandomStreams(settings.seed, CPU)
+    optimizer = torch.optim.Adam(world_model.parameters(), settings.learning_rate)
+    every = max(1, settings.end_to_end_steps // settings.curve_points)
+    curve = []
+    for step in range(1, settings.end_to_end_steps + 1):
+        world_model.train()
+        batch = window_batch(data, settings.windows, settings.length, streams)
+        noise = streams.uniform("loss", *batch.action.shape, world_model.loss_noise_size())
+        loss, _ = world_model.loss(batch, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % every == 0:
+            world_model.eval()
+            curve.append({"step": step} | judge(imagined_frames(world_model, data, settings)))
+    return curve
+
+
+# Measuring.
+
+
+def to_pixels(frames: Tensor) -> np.ndarray:
+    """Frames (N, C, H, W) in about [0, 1] as uint8 (N, H, W, C)."""
+    return (frames.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(-3, -1).numpy()
+
+
+def imagined_frames(world_model: WorldModel, data: Batch, settings: Settings) -> np.ndarray:
+    """Decoded prior samples after real contexts, uint8 (N, S, S, 3)."""
+    streams = RandomStreams(settings.seed + 1, CPU)
+    batch = window_batch(data, settings.imagined_windows, settings.context + settings.horizon, streams)
+    return to_pixels(
+        open_loop(world_model, batch, settings.context, streams).frames[:, settings.context :].flatten(0, 1)
+    )
+
+
+@torch.no_grad()
+def reconstructed_frames(world_model: WorldModel, data: Batch, settings: Settings) -> np.ndarray:
+    """Decoded posterior samples, uint8 (N, S, S, 3): what a perfect prior would give."""
+    streams = RandomStreams(settings.seed + 1, CPU)
+    batch = window_batch(data, settings.imagined_windows, settings.horizon, streams)
+    posterior = world_model.posterior(batch.observation.flatten(0, 1))
+    index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
+    return to_pixels(world_model.decode(world_model.one_hot_latent(index)))
+
+
+def judge(frames: np.ndarray) -> dict[str, float]:
+    """Share of consistent frames, and the entropy of their pictures, 1 if uniform, of uint8 (N, S, S, 3)."""
+    good = is_consistent(frames)
+    counts = (
+        np.bincount(parts_of(frames[good])[:, 0, 0], minlength=MAX_PICTURES) if good.any() else np.zeros(1)
+    )
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "consistent": float(good.mean()),
+        "class_entropy": float(-(shares * np.log(shares)).sum() / math.log(MAX_PICTURES)),
+    }
+
+
+def imagination_seconds(world_model: WorldModel, data: Batch, settings: Settings) -> float:
+    """CPU seconds of one imagination, contexts and policy included; the least of several."""
+    streams = RandomStreams(settings.seed, CPU)
+    batch = window_batch(data, settings.timed_batch, settings.timed_context, streams)
+    agent = ActorCritic(model_config(settings).Models.Agent, world_model.feature_size, NUM_ACTIONS).eval()
+    size = (settings.timed_horizon + 1, settings.timed_batch, imagination_noise_size(world_model))
+    noise = streams.uniform("imagination", *size)
+    context_noise = streams.uniform("imagination", *batch.action.shape, settings.latents)
+    times = []
+    for _ in range(settings.timed_repeats):
+        start = time.process_time()
+        imagine(world_model, agent, batch.observation, batch.action, context_noise, noise)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def compare_priors(
+    data: Batch, settings: Settings
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Frozen encoder and decoder: measurements by prior, and sample frames by prior."""
+    autoencoder = make_world_model(settings, "STORM")
+    fit_autoencoder(autoencoder, data, settings)
+    frames = {"posterior": reconstructed_frames(autoencoder, data, settings)}
+    results = {"posterior": judge(frames["posterior"])}
+    for model_type in ("STORM", "GITSTORM"):
+        world_model = make_world_model(settings, model_type)
+        for part in ("encoder", "posterior_head", "decoder"):
+            setattr(world_model, part, copy.deepcopy(getattr(autoencoder, part)))
+        fit_prior(world_model, data, settings)
+        for plan in plans(settings) if model_type == "GITSTORM" else [None]:
+            if plan is not None:
+                set_plan(world_model, plan)
+            name = FACTORISED if plan is None else f"MaskGIT {'/'.join(map(str, plan))}"
+            frames[name] = imagined_frames(world_model, data, settings)
+            results[name] = judge(frames[name])
+            results[name]["imagination_seconds"] = imagination_seconds(world_model, data, settings)
+    for name in frames.keys() - {"posterior"}:
+        results[name]["relative_time"] = (
+            results[name]["imagination_seconds"] / results[FACTORISED]["imagination_seconds"]
+        )
+    return results, frames
+
+
+def plans(settings: Settings) -> list[tuple[int, int, int]]:
+    """Sampling plans T_draft, T_revise, M, from independent to fully joint."""
+    return [(groups, groups, 1) for groups in (1, 2, 4, 8) if groups <= settings.latents]
+
+
+def end_to_end_curves(data: Batch, settings: Settings) -> dict[str, list[dict[str, float]]]:
+    """Measurements while whole world models train, by prior."""
+    curves = {}
+    for model_type in ("STORM", "GITSTORM"):
+        world_model = make_world_model(settings, model_type)
+        name = FACTORISED
+        if model_type == "GITSTORM":
+            set_plan(world_model, JOINT_PLAN)
+            name = f"MaskGIT {'/'.join(map(str, JOINT_PLAN))}"
+        curves[name] = fit_end_to_end(world_model, data, settings)
+    return curves
+
+
+def read_options(arguments: list[str]) -> tuple[Settings, Path]:
+    """Settings and output folder of a command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for each in fields(Settings):
+        name = f"--{each.name}"
+        meaning = f"{each.metadata['help']} (default {each.default})"
+        parser.add_argument(name, type=type(each.default), default=each.default, help=meaning)
+    parser.add_argument("--out", type=Path, default=Path("results/joint_prior"), help="folder of the results")
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out")
+    return replace(Settings(), **options), out
+
+
+def main(arguments: list[str]) -> None:
+    """Run the experiment on one CPU thread, print a table, write JSON and figure."""
+    from joint_prior_figure import draw
+
+    settings, out = read_options(arguments)
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    data = collect(settings)
+    priors, frames = compare_priors(data, settings)
+    for name, result in priors.items():
+        cost = f", imagination {result['relative_time']:.2f} × the time" if "relative_time" in result else ""
+        print(
+            f"{name:16} consistent {result['consistent']:.3f}, "
+            f"class entropy {result['class_entropy']:.2f} of uniform{cost}",
+            flush=True,
+        )
+    record = {
+        "command": " ".join(["python", "experiments/joint_prior.py", *arguments]),
+        **machine_facts(CPU),
+        "threads": torch.get_num_threads(),
+        "settings": asdict(settings),
+        "judged_frames": settings.imagined_windows * settings.horizon,
+        "priors": priors,
+        "end_to_end": end_to_end_curves(data, settings) if settings.end_to_end_steps else {},
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    name = f"{settings.latents}x{settings.classes}"
+    write_atomically(out / f"{name}.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
+    draw(record, frames, out / f"{name}.png")
+    print(f"wrote {out / name}.json and .png")
+
+
+if __name__ == "__main__":
+    run_cli(main)
