@@ -7,17 +7,18 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 
 from checkpoints import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
-from config import RESUME_MAY_CHANGE, config_to_yaml, differences, load_saved_config
 from config_schema import Config
 from demonstrations import Demonstrations
 from diagnostics import health, imagination_video
 from env_wrapper import StepResult, make_environment
 from evaluation import evaluate, evaluation_environment, make_evaluation_policy, summarise
 from execution import Execution
+from memory import check_replay_fits
 from random_streams import RandomStreams, derive_seed
 from replay_buffer import ReplayBuffer
 from run_directory import RunDirectory, RunLogger, RunStatus, machine_facts
@@ -28,6 +29,8 @@ from trainer import Learner, make_policy
 from utils import UserError, resolve_device
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
+COUNTS = ("step", "credits", "faults", "elapsed", "last_return", "started")  # saved with a state, and
+PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
 class StopRequest:
@@ -54,8 +57,12 @@ class Session:
 
     Args:
         config: of the run. directory: of the run, locked by this process.
-        saved: the state to continue from, or None to start.
+        saved: the state to continue from, or None to start; with BasicSettings.Restart an earlier
+            run is archived once everything that the new one needs is there.
         store: where states are saved.
+
+    Raises:
+        UserError: something that the config names is missing, unusable or too large.
     """
 
     def __init__(
@@ -63,7 +70,10 @@ class Session:
     ) -> None:
         self.config, self.directory, self.store = config, directory, store
         settings, task = config.BasicSettings, config.JointTrainAgent
+        self.notes: list[str] = []
         device = resolve_device(settings.device)
+        replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
+        check_replay_fits(config, replay_device)
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
         self.streams.seed_default()
@@ -75,6 +85,7 @@ class Session:
             settings.Seed,
             release_quirks=settings.ReleaseQuirks,
         )
+        self._facts = machine_facts(device)
         self.learner = Learner(config, self.environment.num_actions, self.execution, self.streams)
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
         self.replay = ReplayBuffer(
@@ -82,21 +93,23 @@ class Session:
             task.NumEnvs,
             settings.ImageSize,
             config.Models.WorldModel.InChannels,
-            device if settings.ReplayBufferOnGPU else resolve_device("cpu"),
+            replay_device,
         )
         self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
-        self.logger = RunLogger(directory, saved.step + 1 if saved else 0)
         self.step = self.credits = self.faults = self.faults_in_a_row = 0
         self.elapsed = 0.0
         self.last_return = float("nan")
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.notes: list[str] = []
         self._clock = self._log_clock = self._save_clock = time.monotonic()
         self._log_step = 0
+        self._saved_progress: tuple[int, int, int] | None = None  # steps, credits and faults when last saved
         if saved is None:
             self.observation = self.environment.reset()
             self._initialise_weights()
-        else:
+            archived = directory.archive() if settings.Restart else None
+            self.notes += [f"archived the earlier run as {archived}"] if archived else []
+        self.logger = RunLogger(directory, saved.step + 1 if saved else 0)
+        if saved is not None:
             self._restore(saved)
 
     # Learning.
@@ -160,7 +173,7 @@ class Session:
         for file in files:
             weights = load_weights(file)
             if storm_checkpoint.is_original(weights):
-                weights = storm_checkpoint.convert(weights)
+                weights = storm_checkpoint.convert(weights, str(file))
             is_agent = any(name.startswith("actor.") for name in weights)
             load_into(self.learner.agent if is_agent else self.learner.world_model, weights, str(file))
 
@@ -172,24 +185,29 @@ class Session:
         for index in np.flatnonzero(result.episode_end):
             self.last_return = float(result.episode_return[index])
             length = int(result.episode_length[index])
-            self.logger.scalars(self.step, {f"{tag}_reward": self.last_return, f"{tag}_episode_steps": length})
+            self.logger.scalars(
+                self.step, {f"{tag}_reward": self.last_return, f"{tag}_episode_steps": length}
+            )
 
     def log(self) -> None:
-        """Log the latest update's metrics; stop if the updates have gone bad."""
+        """Log the latest update's metrics."""
         now = time.monotonic()
         speed = (self.step - self._log_step) / max(now - self._log_clock, 1e-9)
         self._log_clock, self._log_step = now, self.step
         values = self.learner.read_metrics() | {"replay_buffer/length": len(self.replay)}
-        values |= {"replay_buffer/faults": self.faults, "time/steps_per_s": speed, "time/elapsed_s": self.seconds()}
+        values |= {
+            "environment/faults": self.faults,
+            "time/steps_per_s": speed,
+            "time/elapsed_s": self.seconds(),
+        }
         self.logger.scalars(self.step, values)
-        self.learner.check_health(self.config.JointTrainAgent.MaxBadUpdates)
 
     def health_line(self) -> str | None:
-        """One line on how learning goes, None before the first update."""
-        metrics = self.learner.read_metrics()
-        if not metrics:
+        """One line on how learning goes, None before the first update of both models."""
+        try:
+            findings = health(self.learner.read_metrics(), self.config, self.environment.num_actions)
+        except KeyError:  # not both have been updated yet
             return None
-        findings = health(metrics, self.config, self.environment.num_actions)
         self.logger.scalars(
             self.step, {f"health/{name}": float(text.startswith("ok")) for name, text in findings.items()}
         )
@@ -207,8 +225,11 @@ class Session:
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
         policy = make_evaluation_policy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         environment = evaluation_environment(self.config, num_envs, seed)
-        mean, _ = summarise(evaluate(policy, environment, settings.NumEpisodes))
-        environment.close()
+        try:
+            max_faults = self.config.Environment.MaxFaults
+            mean, _ = summarise(evaluate(policy, environment, settings.NumEpisodes, max_faults=max_faults))
+        finally:
+            environment.close()
         self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
         return mean
 
@@ -217,11 +238,15 @@ class Session:
     def save_checkpoint(self, nominal_step: int) -> None:
         """Write the weights, named by their nominal step, and an imagination video."""
         for name in ("world_model", "agent"):
-            save_weights(self.directory.checkpoints / f"{name}_{nominal_step}.pth", getattr(self.learner, name))
+            save_weights(
+                self.directory.checkpoints / f"{name}_{nominal_step}.pth", getattr(self.learner, name)
+            )
         task, evaluation = self.config.JointTrainAgent, self.config.Evaluation
         length = task.ImagineContextLength + task.ImagineBatchLength
         if self.replay.rows >= length:
-            streams = RandomStreams(derive_seed(self.streams.seed, "video", nominal_step), self.execution.device)
+            streams = RandomStreams(
+                derive_seed(self.streams.seed, "video", nominal_step), self.execution.device
+            )
             batch = self.replay.sample(
                 evaluation.VideoWindows, length, streams.generator("windows", self.replay.device)
             ).to(self.execution.device)
@@ -229,8 +254,15 @@ class Session:
             self.logger.video("Imagine/predict_video", frames, self.step, VIDEO_FPS)
 
     def save_state(self, status: str) -> None:
-        """Write all that is needed to continue as if nothing had happened."""
-        self.store.save(self.step, self.state_dict(), self.replay)
+        """Write all that is needed to continue as if nothing had happened.
+
+        What was saved just before is not saved twice, so that the state before the newest one
+        stays an earlier one.
+        """
+        progress = (self.step, self.credits, self.faults)
+        if progress != self._saved_progress:
+            self.store.save(self.step, self.state_dict(), self.replay)
+            self._saved_progress = progress
         self._save_clock = time.monotonic()
         self.write_status(status)
 
@@ -243,7 +275,7 @@ class Session:
                 finished_step=self.step,
                 sample_max_steps=self.config.JointTrainAgent.SampleMaxSteps,
                 elapsed_s=round(self.seconds(), 1),
-                **machine_facts(self.execution.device),
+                **self._facts,
             )
         )
 
@@ -253,76 +285,35 @@ class Session:
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the replay rows."""
-        parts = ("learner", "streams", "policy", "environment", "logger")
-        return {
-            "step": self.step,
-            "credits": self.credits,
-            "faults": self.faults,
-            "elapsed": self.seconds(),
-            "last_return": self.last_return,
-            "started": self.started,
-            **{name: getattr(self, name).state_dict() for name in parts},
-        }
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return (
+            counts | {"elapsed": self.seconds()} | {name: getattr(self, name).state_dict() for name in PARTS}
+        )
 
     def _restore(self, saved: SavedState) -> None:
-        state = saved.state
         self.notes += saved.notes
-        for name in ("step", "credits", "faults", "elapsed", "last_return", "started"):
-            setattr(self, name, state[name])
-        for name in ("learner", "streams", "policy", "environment", "logger"):
-            self.notes += getattr(self, name).load_state_dict(state[name]) or []
+        try:
+            self._take_state(saved.state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"{saved.directory / saved.manifest.state_file}: does not fit this program ({reason}); "
+                f"BasicSettings.Restart=True archives the run and starts over"
+            ) from error
         saved.restore_rows(self.replay)
         self.observation = self.environment.observation
         self._log_step = self.step
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        for name in COUNTS:
+            value = state[name]
+            if type(value) is not type(getattr(self, name)):
+                raise TypeError(f"{name} is {type(value).__name__}")
+            setattr(self, name, value)
+        for name in PARTS:
+            self.notes += getattr(self, name).load_state_dict(state[name]) or []
 
     def close(self) -> None:
         """End the environment's processes and the logs."""
         self.environment.close()
         self.logger.close()
-
-
-def check_resumable(config: Config, directory: RunDirectory) -> list[str]:
-    """Compare the config with the saved one; lines on what changed harmlessly.
-
-    Raises:
-        UserError: settings that change the model or the data differ, each named.
-    """
-    changed = differences(load_saved_config(directory.config_file), config)
-    refused = [change for change in changed if change[0] not in RESUME_MAY_CHANGE]
-    if refused:
-        listed = "; ".join(f"{key} was {old}, now {new}" for key, old, new in refused)
-        raise UserError(
-            f"run {directory.name} exists with other settings ({listed}): give it those, another name "
-            f"(BasicSettings.n=...), or BasicSettings.Restart=True to archive it and start over"
-        )
-    return [f"{key}: {old} → {new}" for key, old, new in changed if key != "BasicSettings.Restart"]
-
-
-def open_session(config: Config, directory: RunDirectory) -> Session | None:
-    """Start a run, or continue the one in `directory`; None if that one is finished.
-
-    The directory must be locked. Lines for the user are in the session's `notes`.
-    """
-    store = StateStore(directory.state)
-    notes: list[str] = []
-    if config.BasicSettings.Restart and directory.exists():
-        notes.append(f"archived the earlier run as {directory.archive()}")
-    saved = None
-    if directory.exists() and store.exists():
-        notes += check_resumable(config, directory)
-        saved = store.load()
-        if saved.step >= config.JointTrainAgent.SampleMaxSteps:
-            return None
-        notes.append(f"continuing {directory.name} at step {saved.step}")
-    elif directory.exists() and list_checkpoints(directory.checkpoints):
-        raise UserError(
-            f"run {directory.name} has checkpoints but no state to continue from; choose another "
-            f"BasicSettings.n, or BasicSettings.Restart=True to archive it and start over"
-        )
-    session = Session(config, directory, store, saved)
-    session.notes = notes + session.notes
-    directory.save_config(config)
-    if saved is None:
-        session.logger.text("config", f"```yaml\n{config_to_yaml(config)}```")
-    session.write_status("running")
-    return session

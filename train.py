@@ -8,10 +8,12 @@ import sys
 from tqdm import tqdm
 
 from config import config_help, config_to_yaml, load_config
-from config_schema import Config
+from config_schema import Config, JointTrainAgent
 from env_wrapper import EnvironmentFault
+from memory import memory_errors
+from resume import open_session
 from run_directory import RunDirectory
-from session import Session, StopRequest, open_session
+from session import Session, StopRequest
 from utils import UserError, run_cli
 
 NOT_FINISHED = 75  # EX_TEMPFAIL: stopped by a signal and saved; the same command continues
@@ -22,10 +24,13 @@ def train(session: Session, stop: StopRequest, bar: tqdm) -> bool:
     """The loop: act, let the emulator step while the device learns, store, log, save.
 
     Returns:
-        Whether the run reached its last step (False if it was asked to stop).
+        Whether the run reached its last step (False if it was asked to stop, and is saved).
     """
     task = session.config.JointTrainAgent
     while session.step < task.SampleMaxSteps:
+        if stop.signal is not None:
+            session.save_state("stopped")
+            return False
         frame = session.execution.upload(session.observation)
         learning = session.is_warm
         action = session.policy.act(frame) if learning else session.policy.act_randomly(frame)
@@ -43,9 +48,6 @@ def train(session: Session, stop: StopRequest, bar: tqdm) -> bool:
         session.faults_in_a_row = 0
         session.record(result)
         finish_step(session, before, bar)
-        if stop.signal is not None and session.step < task.SampleMaxSteps:
-            session.save_state("stopped")
-            return False
     return True
 
 
@@ -58,21 +60,41 @@ def finish_step(session: Session, before: int, bar: tqdm) -> None:
     """Log, evaluate and save what is due after the steps (before, session.step]."""
     task, now = session.config.JointTrainAgent, session.step
     bar.update(min(now, task.SampleMaxSteps) - min(before, task.SampleMaxSteps))
-    finished = now >= task.SampleMaxSteps
     if crossed(before, now, task.LogEverySteps):
         session.log()
         bar.set_postfix_str(f"last return {session.last_return:g}")
+        check_updates(session)
     if crossed(before, now, task.EvalEverySteps):
         bar.write(f"step {now}: evaluated, mean return {session.evaluate():.1f}", file=sys.stderr)
-    if crossed(before, now, task.SaveEverySteps) or finished:
-        nominal = task.SampleMaxSteps if finished else now // task.SaveEverySteps * task.SaveEverySteps
+    steps = checkpoints_due(before, now, task)
+    for nominal in steps:
         session.save_checkpoint(nominal)
+    if steps:
         line = session.health_line()
         if line is not None:
             bar.write(line, file=sys.stderr)
-        session.save_state("finished" if finished else "running")
+        session.save_state("finished" if now >= task.SampleMaxSteps else "running")
     elif 0 < task.SaveEverySeconds <= session.seconds_since_save():
         session.save_state("running")
+
+
+def checkpoints_due(before: int, now: int, task: JointTrainAgent) -> list[int]:
+    """Nominal steps to save weights under after the steps (before, now]: the latest multiple, and the end."""
+    steps = []
+    if crossed(before, now, task.SaveEverySteps):
+        steps.append(now // task.SaveEverySteps * task.SaveEverySteps)
+    if now >= task.SampleMaxSteps:
+        steps = [step for step in steps if step < task.SampleMaxSteps] + [task.SampleMaxSteps]
+    return steps
+
+
+def check_updates(session: Session) -> None:
+    """Stop, saved, after too many updates in a row that were not finite."""
+    try:
+        session.learner.check_health(session.config.JointTrainAgent.MaxBadUpdates)
+    except UserError:
+        session.save_state("stopped")
+        raise
 
 
 def handle_fault(session: Session, fault: EnvironmentFault, bar: tqdm) -> None:
@@ -80,8 +102,10 @@ def handle_fault(session: Session, fault: EnvironmentFault, bar: tqdm) -> None:
     session.faults += 1
     session.faults_in_a_row += 1
     session.policy.forget_last()
-    session.observation = session.environment.observation
-    bar.write(f"step {session.step}: {fault}; began new episodes", file=sys.stderr)
+    session.observation = fault.observation
+    line = f"step {session.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
+    bar.write(line, file=sys.stderr)
+    session.logger.text("environment/fault", line, session.step)
     if session.faults_in_a_row >= session.config.Environment.MaxFaults:
         session.save_state("stopped")
         raise UserError(f"{session.faults_in_a_row} environment faults in a row, the last one: {fault}")
@@ -112,12 +136,17 @@ def main(arguments: list[str]) -> int:
     config = load_config(arguments)
     directory = RunDirectory(config.BasicSettings.n)
     directory.lock()
+    with memory_errors():
+        return run(config, directory, StopRequest())
+
+
+def run(config: Config, directory: RunDirectory, stop: StopRequest) -> int:
+    """Start or continue the run of a locked directory; the exit code."""
     session = open_session(config, directory)
     if session is None:
         print(f"run {directory.name} is finished; its files are in {directory.outputs}")
         return 0
     announce(session, config)
-    stop = StopRequest()
     total = config.JointTrainAgent.SampleMaxSteps
     try:
         with tqdm(total=total, initial=session.step, unit="step", disable=config.BasicSettings.silent) as bar:
@@ -127,7 +156,9 @@ def main(arguments: list[str]) -> int:
     if finished:
         print(f"finished: {directory.outputs}")
         return 0
-    print(f"stopped by {stop.signal} at step {session.step}, saved; the same command continues", file=sys.stderr)
+    print(
+        f"stopped by {stop.signal} at step {session.step}, saved; the same command continues", file=sys.stderr
+    )
     return NOT_FINISHED
 
 

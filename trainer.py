@@ -160,7 +160,7 @@ class Learner:
         for name in SAVED_PARTS:
             getattr(self, name).load_state_dict(state[name])
         device = self.streams.device
-        self._metrics = {name: value.to(device) for name, value in state["metrics"].items()}
+        self._metrics = {name: value.to(device).reshape(()) for name, value in state["metrics"].items()}
 
 
 def make_policy(config: Config, learner: Learner, execution: Execution, streams: RandomStreams) -> Policy:
