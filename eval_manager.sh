@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Scores the runs of a grid, one after the other: ./eval_manager.sh [eval.py options]
+# Scores the runs of a grid: ./eval_manager.sh [eval.py options]
 # The grid below may be changed here, or for one call:
 #   GAMES="Boxing Pong" SEEDS="0 1" CONFIG="STORM GITSTORM" ./eval_manager.sh
 # Runs whose every checkpoint is already in outputs/eval_result/<run_name>.csv are skipped. A run that
 # fails does not stop the others; the failed ones are listed at the end, with exit code 1.
+# With Ray (requirements-sweep.txt) as many run at once as fit the machine; without it, one at a time.
 games=(Boxing Hero MsPacman Pong Breakout)
 seeds=(0 1 2)
 configs=(STORM)
@@ -39,6 +40,13 @@ done
 for config in "${configs[@]}"; do path=$(config_path "$config") || exit; done
 for game in "${games[@]}"; do check_environment_name "$game"; done
 set_up requirements.txt
+
+join() { local IFS=,; printf '%s' "$*"; }
+
+if [[ -f "$STORM_ROOT/requirements-sweep.txt" ]] && has_packages "$STORM_PYTHON" requirements-sweep.txt; then
+  exec "$STORM_PYTHON" "$STORM_ROOT/sweep.py" evaluate "storage=$STORM_ROOT" "games=$(join "${games[@]}")" \
+    "seeds=$(join "${seeds[@]}")" "configs=$(join "${configs[@]}")" "$@"
+fi
 
 failures=()
 trap 'exit 130' INT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ NVIDIA_FIX = (
     "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "
     "or choose the CPU with BasicSettings.device=cpu"
 )
+OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 
 class UserError(Exception):
@@ -30,7 +32,8 @@ class UserError(Exception):
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command line's `main(arguments)` and exit with its code (None means 0).
 
-    A UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130; any other
+    A UserError or an output that nobody takes (a full disk, a pipe into `head`) becomes one line
+    on stderr and exit code 2, Ctrl-C exit code 130; any other
     exception is a defect of the program and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -42,6 +45,12 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        if error.errno not in OUTPUT_LOST:
+            raise
+        print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        code = 2
     sys.exit(code or 0)
 
 

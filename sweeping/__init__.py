@@ -1,0 +1,1 @@
+"""Sweeps: grids of runs on Ray, on one machine or a cluster."""
