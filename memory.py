@@ -1,4 +1,4 @@
-"""Memory: whether a run's replay buffer fits, and one line instead of a traceback where something does not."""
+"""Memory: whether a replay buffer fits, and one line instead of a traceback where something does not."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ class GuardedOptimizer:
             for key in ("exp_avg", "exp_avg_sq"):
                 average = averages.get(key, parameter)
                 if average.shape != parameter.shape:
-                    raise ValueError(f"{key} of {name} is {tuple(average.shape)}, not {tuple(parameter.shape)}")
+                    raise ValueError(
+                        f"{key} of {name} is {tuple(average.shape)}, not {tuple(parameter.shape)}"
+                    )
         for group, own in zip(self.adam.param_groups, groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
         if state["scaler"] and self.scaler.is_enabled():

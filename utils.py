@@ -32,14 +32,15 @@ class UserError(Exception):
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command line's `main(arguments)` and exit with its code (None means 0).
 
-    A UserError or an output that nobody takes (a full disk, a pipe into `head`) becomes one line
-    on stderr and exit code 2, Ctrl-C exit code 130; any other
-    exception is a defect of the program and keeps its traceback.
+    A UserError, or an output that nobody takes (a full disk, a pipe into `head`), becomes one line
+    on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a defect of the program
+    and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a terminal without λ is no reason to stop
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print("error:", _one_line(str(error)), file=sys.stderr)
         code = 2

@@ -244,7 +244,7 @@ def judge(frames: np.ndarray) -> dict[str, float]:
     shares = counts[counts > 0] / counts.sum()
     return {
         "consistent": float(good.mean()),
-        "class_entropy": float(-(shares * np.log(shares)).sum() / math.log(MAX_PICTURES)),
+        "class_entropy": float(0 - (shares * np.log(shares)).sum() / math.log(MAX_PICTURES)),
     }
 
 
