@@ -171,7 +171,10 @@ class RunDirectory:
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths, the folder with the states last."""
         evaluations = self.root / "outputs" / EVALUATIONS
-        moves = [(evaluations, f"{self.name}{end}.csv", end + ".csv") for end in ("", "_episodes")]
+        of_this_run = re.compile(rf"{re.escape(self.name)}((?:_episodes|_world_model|_\d+)?\.\w+)")
+        files = evaluations.iterdir() if evaluations.is_dir() else ()
+        matches = [match for match in (of_this_run.fullmatch(file.name) for file in files) if match]
+        moves = [(evaluations, match[0], match[1]) for match in matches]
         moves += [(folder.parent, self.name, "") for folder in (self.tensorboard, self.outputs)]
         return [(parent / old, parent / f"{self.name}.archived-{number}{end}") for parent, old, end in moves]
 
