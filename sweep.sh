@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains a grid of runs on this machine or a Ray cluster, evaluates them and writes the report:
 #   ./sweep.sh games=Boxing,Pong seeds=0,1 configs=STORM,GITSTORM [option=value ...] [Section.Key=value ...]
-#   ./sweep.sh      a small grid to see how it goes: Boxing, 2 seeds, STORM-tiny and GITSTORM-tiny, shortened
+#   ./sweep.sh      a small grid to see how it goes, some tens of minutes on two cores: Boxing, 2 seeds,
+#                   STORM-tiny and GITSTORM-tiny, 3,000 steps
 #   ./sweep.sh --help
 # Results go to outputs/ and runs/ of this repository, the report to outputs/report/index.html. Type the
 # same command again to go on with what was stopped or failed; what is finished is skipped.
