@@ -27,7 +27,7 @@ def code_size(image_size: int, stem_channels: int) -> int:
 
 
 class Encoder(nn.Module):
-    """Images to flat features, halving the side until it is 4.
+    """Images to feature maps, halving the side until it is 4.
 
     Args:
         config: the WorldModel section. image_size: side in pixels, 4·2^n.
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (M, channels, side, side) in 0 … 255, any dtype → (M, code size), channel-major.
+        """Pixels (M, channels, side, side) in 0 … 255, any dtype → feature map (M, channels, 4, 4).
 
         The division by 255 is left to the first weights. In evaluation mode each BatchNorm is
         folded into its convolution, which leaves one pass over the data instead of two.
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
                 weight = weight * scale[:, None, None, None]
                 x = F.conv2d(x, weight, bias, convolution.stride, convolution.padding)
             x = activation(x)
-        return x.flatten(1)
+        return x
 
 
 class Decoder(nn.Module):

@@ -67,7 +67,7 @@ def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
     return (probs * (1 - unimix) + unimix / logits.shape[-1]).log()
 
 
-def sample(logits: Tensor, noise: Tensor) -> Tensor:
+def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
     """Draw from categoricals by inverting their cumulative distribution.
 
     All randomness of the model enters here or as a mask, as an argument: the same noise gives
@@ -76,13 +76,18 @@ def sample(logits: Tensor, noise: Tensor) -> Tensor:
     Args:
         logits: (..., C), any float dtype.
         noise: (...), uniform in [0, 1).
+        unimix: share of the uniform distribution mixed into softmax(logits).
 
     Returns:
         Class indices (...), int64.
     """
+    num_classes = logits.shape[-1]
     cumulative = F.softmax(logits.float(), dim=-1).cumsum(-1)
+    if unimix:
+        uniform = torch.arange(1, num_classes + 1, device=logits.device) * (unimix / num_classes)
+        cumulative = torch.add(uniform, cumulative, alpha=1 - unimix)
     threshold = noise.unsqueeze(-1) * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return (cumulative <= threshold).sum(-1).clamp(max=num_classes - 1)
 
 
 def one_hot(index: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

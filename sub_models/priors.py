@@ -63,7 +63,11 @@ class MLPPrior(nn.Module):
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → log-probabilities (..., K, C), float32."""
-        return unimix_log_probs(self.head(hidden).unflatten(-1, self.shape), self.unimix)
+        return unimix_log_probs(self.logits(hidden), self.unimix)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) → logits (..., K, C), before unimix."""
+        return self.head(hidden).unflatten(-1, self.shape)
 
     def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
         """The prior of every latent; all of them count."""
@@ -72,7 +76,7 @@ class MLPPrior(nn.Module):
 
     def sample(self, hidden: Tensor, noise: Tensor) -> Tensor:
         """Independent draws of the K latents."""
-        return sample(self.log_probs(hidden), noise)
+        return sample(self.logits(hidden), noise, self.unimix)
 
 
 class MaskGITPrior(nn.Module):
@@ -90,7 +94,8 @@ class MaskGITPrior(nn.Module):
         self.transformer = MaskedTokenTransformer(
             config, world_model.NumLatents, world_model.NumClasses, world_model.TransformerHiddenDim
         )
-        self.plan = DraftAndRevise(self.num_latents, config.T_draft, config.T_revise, config.M)
+        sweeps = (config.T_draft, config.T_revise, config.M)
+        self.plan = DraftAndRevise(self.num_latents, *sweeps, unimix=self.unimix)
         if config.T_draft > 1 and not self.plan.is_joint:
             warnings.warn(
                 f"T_draft={config.T_draft} has no effect: the last revise sweep has one group, which "
@@ -125,7 +130,7 @@ class MaskGITPrior(nn.Module):
         condition = self.transformer.condition(hidden.flatten(0, -2))
 
         def predict(tokens: Tensor) -> Tensor:
-            return unimix_log_probs(self.transformer(tokens, condition), self.unimix)
+            return self.transformer(tokens, condition)
 
         tokens = self.plan.draw(predict, self.transformer.mask_token, noise.flatten(0, -2))
         return tokens.unflatten(0, hidden.shape[:-1])

@@ -93,9 +93,18 @@ class WorldModel(nn.Module):
 
     def posterior(self, observation: Tensor) -> Tensor:
         """q(z | o): uint8 (..., H, W, C) → log-probabilities (..., K, C), float32."""
-        pixels = observation.flatten(0, -4).permute(0, 3, 1, 2)  # channels-last in memory
-        logits = self.posterior_head(self.encoder(pixels)).unflatten(-1, self.latent_shape)
-        return unimix_log_probs(logits, self.config.Unimix).unflatten(0, observation.shape[:-3])
+        return unimix_log_probs(self.posterior_logits(observation), self.config.Unimix)
+
+    def posterior_logits(self, observation: Tensor) -> Tensor:
+        """Logits (..., K, C) of q(z | o) before unimix, of uint8 (..., H, W, C).
+
+        Images and feature maps lie channels-last in memory. The head's weights, which are
+        stored for channel-major features, are turned to match: they are smaller than the features.
+        """
+        code = self.encoder(observation.flatten(0, -4).permute(0, 3, 1, 2))
+        weight = self.posterior_head.weight.unflatten(1, code.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        logits = F.linear(code.permute(0, 2, 3, 1).flatten(1), weight, self.posterior_head.bias)
+        return logits.unflatten(-1, self.latent_shape).unflatten(0, observation.shape[:-3])
 
     def decode(self, latent: Tensor) -> Tensor:
         """Images (..., C, H, W) in about [0, 1] of flat latents (..., K·C)."""
@@ -201,7 +210,7 @@ class WorldModel(nn.Module):
             noise: (B, T, K), uniform, draws the posterior samples.
             horizon: steps that will be imagined after it.
         """
-        index = sample(self.posterior(observation), noise)
+        index = sample(self.posterior_logits(observation), noise, self.config.Unimix)
         cache = self.sequence_model.make_cache(observation.shape[1] + horizon)
         hidden = self.sequence_model(self.one_hot_latent(index), action, cache)
         return ImaginationState(hidden[:, -1], cache)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import socket
 from typing import Any
 
 import ray
@@ -13,6 +16,8 @@ from sweeping.options import LOCAL, Options
 from sweeping.scheduler import Outcome
 from utils import UserError
 
+logger = logging.getLogger(__name__)
+CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20  # near the least that Ray takes; commands and exit codes need nothing
 SETTINGS = {  # variables that Ray reads, where the user has not set them
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,24 +34,20 @@ class RayEngine:
 
     def __init__(self, options: Options, on_cpu: bool) -> None:
         connect(options.address)
-        resources = ray.cluster_resources()
         gpus = options.gpus_per_run
         if gpus is None:
-            gpus = 1.0 if resources.get("GPU", 0) and not on_cpu else 0.0
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) and not on_cpu else 0.0
         self._cpus = options.cpus_per_run
         ray.cloudpickle.register_pickle_by_value(worker)
         make_task = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_retries=0)
         self._task = make_task(worker.run_command)
         self._names: dict[Any, str] = {}
-        if options.address == LOCAL:
-            self._check_room({"CPU": self._cpus, "GPU": gpus}, resources)
-
-    def _check_room(self, wanted: dict[str, float], there: dict[str, float]) -> None:
-        for kind, number in wanted.items():
-            has = there.get(kind, 0)
-            if number > has:
-                self.close()
-                raise UserError(f"{kind.lower()}s_per_run={number:g}: this machine has {has:g}")
+        complaint = lacking({"CPU": self._cpus, "GPU": gpus})
+        if complaint and options.address == LOCAL:
+            self.close()
+            raise UserError(f"{complaint} this machine has")
+        if complaint:  # a cluster may grow
+            logger.warning("warning: %s any node of the cluster has: the runs wait for one", complaint)
 
     def submit(self, name: str, command: list[str], folder: str, log: str, lock: str | None) -> None:
         """Have a command run when there is room; `wait` tells its outcome under `name`."""
@@ -74,8 +75,21 @@ class RayEngine:
         ray.shutdown()
 
 
+def lacking(wanted: dict[str, float]) -> str:
+    """The beginning of a complaint if no single node has room for a run, else ""."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(kind, 0) >= number for kind, number in wanted.items()) for node in nodes):
+        return ""
+    asked = " and ".join(f"{kind.lower()}s_per_run={number:g}" for kind, number in wanted.items())
+    return f"{asked}: more than"
+
+
 def connect(address: str) -> None:
-    """Start Ray on this machine, or join a cluster."""
+    """Start Ray on this machine, or join a cluster.
+
+    Raises UserError if there is no cluster at the address, or if it does not let us in.
+    """
+    check_reachable(address)
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if address == LOCAL:
@@ -84,7 +98,19 @@ def connect(address: str) -> None:
         ray.init(address=address, **settings)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"address={address}: {reason}") from error
+        hint = "if the cluster wants a token, set RAY_AUTH_MODE=token"
+        raise UserError(f"address={address}: {reason} ({hint})") from error
+
+
+def check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at host:port; Ray itself would try for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^:/]+):(\d{1,5})", address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"address={address}: no Ray cluster answers there ({error})") from error
 
 
 def outcome_of(reference: Any) -> Outcome:

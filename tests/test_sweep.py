@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -453,6 +455,46 @@ def test_a_run_saves_when_the_process_that_started_it_is_killed(tmp_path: Path) 
     wait_for(lambda: (tmp_path / "run.log").read_text().endswith("saved\n"))
 
 
+# --- the scripts
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The scripts, with requirements that are met and a sweep.py that prints its arguments."""
+    for name in ("sweep.sh", "eval_manager.sh", "setup.sh"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(REPOSITORY / "config_files", tmp_path / "config_files")
+    for name in ("requirements.txt", "requirements-sweep.txt"):
+        (tmp_path / name).write_text("ray>=1\n")
+    (tmp_path / "sweep.py").write_text("import os, sys; print(os.getpid(), *sys.argv[1:], sep='\\n')")
+    return tmp_path
+
+
+def call(folder: Path, script: str, *words: str, **variables: str) -> tuple[int, list[str]]:
+    """The script's process, and its lines of output."""
+    environment = {**os.environ, "STORM_PYTHON": sys.executable, **variables}
+    command = ["bash", str(folder / script), *words]
+    with subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, text=True) as process:
+        return process.pid, process.communicate(timeout=120)[0].splitlines()
+
+
+def test_eval_manager_hands_its_grid_to_the_sweep(copy: Path) -> None:
+    variables = {"GAMES": "Pong ALE/Boxing-v5", "SEEDS": "0 1", "CONFIG": "STORM GITSTORM"}
+    process, lines = call(copy, "eval_manager.sh", "-greedy", **variables)
+    grid_words = ["games=Pong,ALE/Boxing-v5", "seeds=0,1", "configs=STORM,GITSTORM", "-greedy"]
+    assert lines == [str(process), "evaluate", f"storage={copy}", *grid_words]
+
+
+def test_sweep_sh_passes_its_arguments_on_and_has_a_grid_of_its_own(copy: Path) -> None:
+    assert os.access(REPOSITORY / "sweep.sh", os.X_OK)
+    process, lines = call(copy, "sweep.sh", "evaluate", "games=Pong", "-greedy")
+    assert lines == [str(process), f"storage={copy}", "report=true", "evaluate", "games=Pong", "-greedy"]
+    assert parse_options(lines[1:]).report
+    _, lines = call(copy, "sweep.sh")
+    options = parse_options(lines[1:])
+    assert len(list(options.grid())) == 4 and len(plan_runs(options)) == 4 and options.evaluate
+
+
 # --- on Ray
 
 
@@ -489,6 +531,25 @@ def test_two_runs_on_ray_and_nothing_the_second_time(
     said = capsys.readouterr().err
     assert said.count("already trained, skipped") == 2 and "Ray" not in said
     assert stamps == [run.directory.status_file.stat().st_mtime_ns for run in runs]
+
+
+def test_an_address_where_nothing_answers_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        sweep.main([CATCH, "configs=STORM-catch", f"address={address}"])
+
+
+def test_more_than_this_machine_has_is_said(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"cpus_per_run=1024.*more than this machine has"):
+        sweep.main([CATCH, "configs=STORM-catch", "cpus_per_run=1024"])
+    assert not list((tmp_path / "outputs" / "sweep" / "logs").iterdir())
 
 
 def start_sweep(*words: str) -> subprocess.Popen[str]:

@@ -23,12 +23,14 @@ class DraftAndRevise:
     Args:
         num_tokens: K.
         draft_groups: T_draft. revise_groups: T_revise. num_revisions: M.
+        unimix: share of the uniform distribution in every draw.
     """
 
     num_tokens: int
     draft_groups: int
     revise_groups: int
     num_revisions: int
+    unimix: float = 0.0
 
     @property
     def sweeps(self) -> tuple[int, ...]:
@@ -71,11 +73,11 @@ class DraftAndRevise:
         for groups in self.sweeps:
             draws = next(parts)
             if groups == 1:
-                tokens = sample(predict(torch.full_like(tokens, mask_token)), draws)
+                tokens = sample(predict(torch.full_like(tokens, mask_token)), draws, self.unimix)
                 continue
             group_of = random_groups(next(parts), groups)
             for group in range(groups):
                 in_group = group_of == group
-                drawn = sample(predict(tokens.masked_fill(in_group, mask_token)), draws)
+                drawn = sample(predict(tokens.masked_fill(in_group, mask_token)), draws, self.unimix)
                 tokens = torch.where(in_group, drawn, tokens)
         return tokens
