@@ -31,7 +31,7 @@ from measurements import (
     product_rate,
 )
 from run_directory import machine_facts
-from utils import UserError, resolve_device, run_cli, write_atomically
+from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 
 # Measured by us on the original STORM code: one iteration at paper size, float32, on a 2-core CPU
 # with native bfloat16, and the float32 rate of 1024×512×512 products on the same machine.
@@ -47,7 +47,7 @@ BATCHES = (256, 512, 1024)
 
 def make_parser() -> argparse.ArgumentParser:
     """The options beside the dotted overrides."""
-    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__)
+    parser = OneLineParser(prog="benchmark.py", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="settings, as Section.Key=value")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument(
@@ -66,13 +66,12 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(config.BasicSettings.device)
     execution = Execution(config.BasicSettings, device)
     clock = Clock(device, options.repeats, options.warm_up)
-    peak = {
-        "float32_1024x512x512_flop_per_s": product_rate(clock, PRODUCT, torch.float32),
-        "copy_bytes_per_s": copy_bandwidth(clock),
-    }
-    largest = LARGE_PRODUCT if device.type != "cpu" else PRODUCT
-    peak["product_flop_per_s"] = product_rate(clock, largest, execution.dtype)
-    phases = measure_phases(config, execution, clock, options.actions, peak)
+    peak = measure_peak(clock, execution.dtype)
+    phases = measure_phases(config, execution, clock, options.actions)
+    again = measure_peak(clock, execution.dtype)  # on a shared machine a single moment may be a slow one
+    peak = {name: max(value, again[name]) for name, value in peak.items()}
+    for row in phases.values():
+        row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
     figures: dict[str, Any] = {
         "iteration_s": iteration_s,
@@ -95,6 +94,17 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if options.steps:
         figures |= end_to_end(config, options.steps)
     return figures
+
+
+def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
+    """What this device reaches at best: matrix products and copies."""
+    return {
+        "float32_1024x512x512_flop_per_s": product_rate(clock, PRODUCT, torch.float32),
+        "product_flop_per_s": product_rate(
+            clock, PRODUCT if clock.device.type == "cpu" else LARGE_PRODUCT, dtype
+        ),
+        "copy_bytes_per_s": copy_bandwidth(clock),
+    }
 
 
 def release_ratio(iteration_s: float, peak: dict[str, float]) -> float:
@@ -183,6 +193,8 @@ def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Measure as the command line says."""
     options = make_parser().parse_args(arguments)
+    if options.repeats < 1 or options.warm_up < 0 or options.steps < 0 or options.actions < 1:
+        raise UserError("--repeats and --actions must be at least 1, --warm-up and --steps at least 0")
     config = load_config(options.overrides)
     figures = measure(config, options)
     print(table(figures))

@@ -34,7 +34,7 @@ from execution import Execution
 from memory import memory_errors
 from run_directory import EVALUATIONS, RunDirectory, find_run
 from scores import human_normalised
-from utils import UserError, resolve_device, run_cli, write_atomically
+from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 from world_model_report import measure, table, write_report
 
 Row = tuple[object, ...]
@@ -58,13 +58,6 @@ class Target:
     num_envs: int
     seed: int
     as_release: bool  # first to finish, and the release's habits of seeding and counting
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see python eval.py --help")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -74,7 +74,7 @@ class Clock:
 
 
 def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype, calls: int = 20) -> float:
-    """FLOP/s of random matrix products (m×k)·(k×n)."""
+    """FLOP/s of random matrix products (m×k)·(k×n), the best of the repeats: a peak."""
     m, k, n = shape
     a = torch.randn(m, k, device=clock.device, dtype=dtype)
     b = torch.randn(k, n, device=clock.device, dtype=dtype)
@@ -83,14 +83,14 @@ def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype, 
         for _ in range(calls):
             a @ b
 
-    return calls * 2 * m * k * n / clock.measure(multiply).median_s
+    return calls * 2 * m * k * n / clock.measure(multiply).min_s
 
 
 def copy_bandwidth(clock: Clock) -> float:
-    """Bytes per second, read plus written, of a large copy within the device's memory."""
+    """Bytes per second, read plus written, of a large copy within the device's memory; the best."""
     source = torch.ones(COPY_BYTES.get(clock.device.type, 1 << 28), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).median_s
+    return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).min_s
 
 
 class Iteration:
@@ -182,9 +182,9 @@ def count_flop(function: Callable[[], Any]) -> int:
 
 
 def measure_phases(
-    config: Config, execution: Execution, clock: Clock, num_actions: int, peak: dict[str, float]
+    config: Config, execution: Execution, clock: Clock, num_actions: int
 ) -> dict[str, dict[str, float]]:
-    """Timing, FLOP and share of the measured peak for each phase."""
+    """Timing and FLOP of each phase."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
     counted = Iteration(never, num_actions, Execution(never.BasicSettings, execution.device))
     flop = {name: count_flop(phase) for name, phase in counted.phases().items()}
@@ -193,12 +193,7 @@ def measure_phases(
     rows = {}
     for name, phase in iteration.phases().items():
         timing = clock.measure(phase)
-        rate = flop[name] / timing.median_s
-        rows[name] = asdict(timing) | {
-            "flop": flop[name],
-            "flop_per_s": rate,
-            "share_of_peak": rate / peak["product_flop_per_s"],
-        }
+        rows[name] = asdict(timing) | {"flop": flop[name], "flop_per_s": flop[name] / timing.median_s}
     return rows
 
 

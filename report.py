@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from utils import UserError, run_cli
+from utils import OneLineParser, UserError, run_cli
 
 REPOSITORY = Path(__file__).resolve().parent
 NEEDED = "reports need scipy and matplotlib: pip install -r requirements.txt"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Complain in one line, like every other user error."""
-        raise UserError(f"{message}; see python {self.prog} --help")
-
-
-def new_parser(command: str, text: str) -> Parser:
+def new_parser(command: str, text: str) -> OneLineParser:
     """A parser with the options that all commands share."""
     layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=f"report.py{command}", description=text, formatter_class=layout, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=f"report.py{command}", description=text, formatter_class=layout, allow_abbrev=False
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
     parser.add_argument(
         "--results-dir", type=Path, default=REPOSITORY / "results", help="recorded and published results"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import errno
@@ -27,6 +28,13 @@ OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 class UserError(Exception):
     """Something that whoever typed the command can put right, said in one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python {self.prog} --help")
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -21,7 +21,8 @@ def summary(entries: Collection[Entry]) -> str:
     """How many runs are in which state."""
     counts = {state: sum(entry.state == state for entry in entries) for state in ORDER}
     shown = [f"{count} {state}" for state, count in counts.items() if count or state in ORDER[:-1]]
-    return f"{len(entries)} runs: {', '.join(shown)}"
+    noun = "run" if len(entries) == 1 else "runs"
+    return f"{len(entries)} {noun}: {', '.join(shown)}"
 
 
 def describe_progress(progress: Progress) -> str:
