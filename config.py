@@ -90,6 +90,7 @@ RESUME_MAY_CHANGE = frozenset(
         "BasicSettings.Precision",
         "BasicSettings.Compile",
         "BasicSettings.GraphWarmUpCalls",
+        "BasicSettings.LossScale",
         "BasicSettings.NumThreads",
         "BasicSettings.ReplayBufferOnGPU",
         "BasicSettings.Restart",
@@ -210,10 +211,10 @@ def _parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 
 def _find_config(text: str) -> Path:
-    for path in (Path(text), REPOSITORY / text):
+    folder = REPOSITORY / "config_files"
+    for path in (Path(text), REPOSITORY / text, folder / f"{text}.yaml"):
         if _is_file(path):
             return path
-    folder = REPOSITORY / "config_files"
     suggestion = nearest(Path(text).stem, (path.stem for path in folder.glob("*.yaml")))
     raise UserError(f"BasicSettings.config_path={show(text)}: no such file{suggestion}; see {folder}")
 

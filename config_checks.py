@@ -54,6 +54,7 @@ RANGES: dict[str, Range] = {
     "BasicSettings.Seed": Range(0, 2**31 - 1),
     "BasicSettings.ImageSize": Range(16, 1_024),
     "BasicSettings.GraphWarmUpCalls": COUNT,
+    "BasicSettings.LossScale": POSITIVE,
     "BasicSettings.NumThreads": Range(0, 1_024),
     "Environment.FrameSkip": COUNT,
     "Environment.StickyActions": PROBABILITY,

@@ -35,6 +35,7 @@ class BasicSettings:
     silent: bool = key(False, "hide the progress bar")
     ReleaseQuirks: bool = key(False, "restore the STORM release's known deviations from the paper")
     Precision: str = key("auto", "auto, bfloat16, float16 or float32")
+    LossScale: float = key(4.0, "initial loss scale in float16, which adapts it")
     Compile: str = key("auto", "auto, never or always: compiled kernels and CUDA graphs (auto: on a GPU)")
     GraphWarmUpCalls: int = key(3, "eager calls of a step before it is captured as a CUDA graph")
     NumThreads: int = key(0, "CPU threads of PyTorch; 0 leaves its choice")

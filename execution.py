@@ -136,12 +136,15 @@ class Execution:
     def __init__(self, settings: BasicSettings, device: torch.device) -> None:
         self.device = device
         self.dtype = choose_precision(settings.Precision, device)
+        self.initial_loss_scale = settings.LossScale
         self.compiles = settings.Compile == "always" or (settings.Compile == "auto" and device.type == "cuda")
-        self.graphs = self.compiles and device.type == "cuda"
+        # The loss scaler of float16 keeps part of its state on the host, which a graph would freeze.
+        self.graphs = self.compiles and device.type == "cuda" and self.dtype != torch.float16
         self.warm_up_calls = settings.GraphWarmUpCalls
         if settings.NumThreads:
             torch.set_num_threads(settings.NumThreads)
         if device.type == "cuda":
+            torch.cuda.set_device(device)  # streams and captures belong to the current device
             reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32
             torch.set_float32_matmul_precision("high" if reduced else "highest")
             torch.backends.cudnn.allow_tf32 = reduced

@@ -110,6 +110,7 @@ class Iteration:
         self.windows = self.sample(task.BatchSize, task.BatchLength)
         self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
         self.rollout: tuple[Tensor, ...] = ()
+        self._start = execution.graph(execution.autocast(self.start_imagination))
         frame = self.windows.observation[: task.NumEnvs, 0]
         self.frame = frame
         for _ in range(task.ActingContextLength):
@@ -148,12 +149,15 @@ class Iteration:
 
     def encode_context(self) -> None:
         """The part of an imagination that does not depend on the horizon."""
-        task = self.config.JointTrainAgent
-        noise = self.streams.uniform(
-            "benchmark", *self.contexts.action.shape, self.learner.world_model.config.NumLatents
-        )
-        start = self.execution.autocast(torch.no_grad()(self.learner.world_model.start))
-        start(self.contexts.observation, self.contexts.action, noise, task.ImagineBatchLength)
+        model = self.learner.world_model
+        noise = self.streams.uniform("benchmark", *self.contexts.action.shape, model.config.NumLatents)
+        self._start(self.contexts.observation, self.contexts.action, noise)
+
+    @torch.no_grad()
+    def start_imagination(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """The hidden state after a context."""
+        horizon = self.config.JointTrainAgent.ImagineBatchLength
+        return self.learner.world_model.start(observation, action, noise, horizon).hidden
 
     def fit_agent(self) -> None:
         """One agent update on the last rollout."""
@@ -239,8 +243,7 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
                 )
         finally:
             session.close()
-    updates = steps // task.TrainDynamicsEverySteps
-    return {"env_steps_per_s": steps / seconds, "iterations_per_s": updates / seconds}
+    return {"env_steps_per_s": steps / seconds}
 
 
 def horizon_growth(

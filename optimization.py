@@ -18,7 +18,7 @@ class GuardedOptimizer:
         parameters: to update.
         learning_rate, eps: Adam's.
         max_grad_norm: gradient-norm clip over all parameters.
-        scale_loss: scale the loss, as float16 needs.
+        scale_loss: scale the loss, as float16 needs; first by `initial_scale`.
     """
 
     def __init__(
@@ -29,13 +29,14 @@ class GuardedOptimizer:
         eps: float,
         max_grad_norm: float,
         scale_loss: bool,
+        initial_scale: float = 1.0,
     ) -> None:
         self.parameters = parameters
         self.max_grad_norm = max_grad_norm
         device = parameters[0].device
         capturable = device.type not in ("cpu", "mps")
         self.adam = torch.optim.Adam(parameters, lr=learning_rate, eps=eps, fused=True, capturable=capturable)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=initial_scale, enabled=scale_loss)
         self.bad_streak = torch.zeros((), device=device)
         self.bad_total = torch.zeros((), device=device)
         self.gradient_norms = torch.zeros(len(parameters), device=device)

@@ -224,12 +224,16 @@ class Session:
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
         policy = make_evaluation_policy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
-        environment = evaluation_environment(self.config, num_envs, seed)
+        quirks = self.config.BasicSettings.ReleaseQuirks
+        environment = evaluation_environment(self.config, num_envs, seed, quirks)
         try:
             max_faults = self.config.Environment.MaxFaults
-            mean, _ = summarise(evaluate(policy, environment, settings.NumEpisodes, max_faults=max_faults))
+            episodes = evaluate(
+                policy, environment, settings.NumEpisodes, first_to_finish=quirks, max_faults=max_faults
+            )
         finally:
             environment.close()
+        mean, _ = summarise(episodes)
         self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
         return mean
 

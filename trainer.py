@@ -52,6 +52,7 @@ class Learner:
             model.AdamEps,
             model.MaxGradNorm,
             execution.scales_loss,
+            execution.initial_loss_scale,
         )
         self.agent_optimizer = GuardedOptimizer(
             self.agent,
@@ -60,6 +61,7 @@ class Learner:
             agent.AdamEps,
             agent.MaxGradNorm,
             execution.scales_loss,
+            execution.initial_loss_scale,
         )
         self._world_model_loss = execution.autocast(execution.compile(self.world_model.loss))
         self._agent_loss = execution.autocast(execution.compile(self.agent.loss))

@@ -79,5 +79,15 @@ for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
 gymnasium.register("StubGrey-v0", entry_point=Stub, kwargs={"shape": (20, 30)}, max_episode_steps=7)
 gymnasium.register("StubGreyChannel-v0", entry_point=Stub, kwargs={"shape": (20, 30, 1)})
 gymnasium.register("StubLives-v0", entry_point=Stub, kwargs={"lives": 4})
+
+
+class ExtraLife(Stub):
+    """Wins a life and loses it again: 3, 4, 3 lives."""
+
+    def _info(self) -> dict[str, int]:
+        return {"lives": 4 if self.steps == 1 else 3}
+
+
+gymnasium.register("StubExtraLife-v0", entry_point=ExtraLife)
 gymnasium.register("StubChannelsFirst-v0", entry_point=Stub, kwargs={"shape": (3, 20, 30)})
 gymnasium.register("StubContinuous-v0", entry_point=Continuous)

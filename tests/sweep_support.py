@@ -17,10 +17,12 @@ WANTED = 320
 
 
 def plan(folder: Path, *words: str) -> list[SweepRun]:
+    """The runs of Catch under `folder`, with these words added to the command."""
     return plan_runs(parse_options([CATCH, "configs=STORM-catch", f"storage={folder}", *words]))
 
 
 def write_status(run: SweepRun, status: str, step: int) -> None:
+    """Write a run.json."""
     run.directory.outputs.mkdir(parents=True, exist_ok=True)
     run.directory.status_file.write_text(json.dumps({"status": status, "finished_step": step}))
 

@@ -197,6 +197,30 @@ def test_grey_images_lives_time_limits_and_action_offsets(make: Make) -> None:
     assert [int(result.termination[0]) for result in play(lives, [0] * 10)] == [0, 0, 1] * 3 + [1]
 
 
+class ScriptedLives:
+    """An emulator whose number of lives follows a script."""
+
+    def __init__(self, ale: Any, script: list[int]) -> None:
+        self._ale, self._script = ale, script
+
+    def lives(self) -> int:
+        return self._script.pop(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ale, name)
+
+
+def test_a_life_lost_just_after_an_extra_life_counts(make: Make) -> None:
+    stub = make("stub_envs:StubExtraLife-v0", image_size=16)
+    stub.reset()
+    assert [int(result.termination[0]) for result in play(stub, [0] * 3)] == [0, 1, 0]
+    game = make(BREAKOUT)
+    game.reset()
+    inner = game._pool._environment
+    inner._ale = ScriptedLives(inner._ale, [6, 5, 5])
+    assert [int(result.termination[0]) for result in play(game, [0] * 3)] == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optimization import GuardedOptimizer
 
+LOSS_SCALE = 65_536.0
 LEARNING_RATE, EPS = 1e-2, 1e-5
 
 
@@ -19,7 +20,8 @@ def make_network(seed: int = 0) -> nn.Sequential:
 
 
 def make_optimizer(network: nn.Module, clip: float = 0.5, scale_loss: bool = False) -> GuardedOptimizer:
-    return GuardedOptimizer(network, list(network.parameters()), LEARNING_RATE, EPS, clip, scale_loss)
+    arguments = (LEARNING_RATE, EPS, clip, scale_loss, LOSS_SCALE)
+    return GuardedOptimizer(network, list(network.parameters()), *arguments)
 
 
 def loss_of(network: nn.Module, number: int) -> Tensor:
@@ -105,7 +107,7 @@ def test_float16_losses_are_scaled() -> None:
     network = make_network()
     optimizer = make_optimizer(network, scale_loss=True)
     scale = optimizer.scaler.get_scale()
-    assert scale > 1000 and not make_optimizer(network).scaler.is_enabled()
+    assert scale == LOSS_SCALE and not make_optimizer(network).scaler.is_enabled()
     update(network, optimizer, 0)
     assert optimizer.scaler.get_scale() == scale
     before = everything(network, optimizer)
