@@ -16,7 +16,6 @@ from config_schema import Config, Models
 from sub_models.functions_losses import one_hot, sample
 from sub_models.priors import MaskGITPrior, Prior, make_prior
 from sub_models.torch_maskgit.masking import (
-    is_schedule,
     mask_count,
     mask_ratio,
     random_groups,
@@ -71,10 +70,10 @@ def test_mask_counts_that_training_meets(schedule: str) -> None:
 
 def test_unknown_schedules() -> None:
     for name in ("linear", "pow", "pow-1", "pow0", "powx", "pownan", "powinf", ""):
-        assert not is_schedule(name)
         with pytest.raises(ValueError, match="unknown mask schedule"):
             mask_ratio(torch.tensor(0.5), name, 8)
-    assert all(map(is_schedule, SCHEDULES))
+    for name in SCHEDULES:
+        mask_ratio(torch.tensor(0.5), name, 8)
 
 
 def test_random_mask_is_a_uniform_set_of_the_given_size() -> None:

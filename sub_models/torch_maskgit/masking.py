@@ -27,11 +27,6 @@ def power_of(schedule: str) -> float | None:
     return power if 0 < power < math.inf else None
 
 
-def is_schedule(schedule: str) -> bool:
-    """Whether `mask_ratio` knows this schedule."""
-    return schedule in SCHEDULES or power_of(schedule) is not None
-
-
 def mask_ratio(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
     """γ(u): the share of tokens to mask.
 
