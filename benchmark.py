@@ -91,7 +91,9 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory,
         "precision": str(execution.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "speed_up_over_release": release_ratio(iteration_s, peak) if device.type == "cpu" else None,
+        "speed_up_over_release": release_ratio(iteration_s, peak)
+        if is_release_size(config, device)
+        else None,
         **machine_facts(device),
     }
     if device.type == "cuda":
@@ -111,6 +113,15 @@ def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
         ),
         "copy_bytes_per_s": copy_bandwidth(clock),
     }
+
+
+def is_release_size(config: Config, device: torch.device) -> bool:
+    """Whether the release's figures, which are STORM's at paper size on a CPU, can be compared with."""
+    ours, paper = config.JointTrainAgent, Config().JointTrainAgent
+    sizes = ("ModelType", "BatchSize", "BatchLength", "ImagineBatchSize", "ImagineContextLength")
+    same = all(getattr(ours, size) == getattr(paper, size) for size in (*sizes, "ImagineBatchLength"))
+    models = (config.Models.WorldModel, config.Models.Agent)
+    return device.type == "cpu" and same and models == (Config().Models.WorldModel, Config().Models.Agent)
 
 
 def release_ratio(iteration_s: float, peak: dict[str, float]) -> float:

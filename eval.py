@@ -248,6 +248,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
     """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise UserError(f"{path}: is not a regular file")
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
         good = tuple(header) == columns and all(len(row) == len(columns) for row in rows)

@@ -28,6 +28,7 @@ from session import Session, StopRequest
 from sub_models.batch import Batch
 from train import train
 from trainer import Learner, make_policy
+from utils import UserError
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 
@@ -236,13 +237,17 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
         session = Session(short, directory, StateStore(directory.state), None)
         try:
             with tqdm(total=warm, disable=True) as bar:
-                train(session, StopRequest(), bar)
+                stop = StopRequest()
+                finished = train(session, stop, bar)
                 session.config.JointTrainAgent.SampleMaxSteps = warm + steps
-                seconds = Clock(session.execution.device, 1, 0).once(
-                    lambda: train(session, StopRequest(), bar)
-                )
+                start = time.perf_counter()
+                finished = finished and train(session, stop, bar)
+                Clock(session.execution.device, 1, 0).wait()
+                seconds = time.perf_counter() - start
         finally:
             session.close()
+    if not finished:
+        raise UserError(f"stopped by {stop.signal} before the {steps} steps were measured")
     return {"env_steps_per_s": steps / seconds}
 
 

@@ -33,6 +33,7 @@ from event_file import AppendedFile, EventFile, disk_errors, encode_gif
 from utils import UserError, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
+RESERVED = {EVALUATIONS: "the evaluations", "report": "the report", "sweep": "the logs of sweeps"}
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "omegaconf", "opencv-python-headless", "tensorboard")
 _LOCK_TAKEN = (errno.EACCES, errno.EAGAIN)
 # Locked files by process (a forked one inherits this table, but not the locks) and path.
@@ -62,8 +63,8 @@ class RunDirectory:
 
     def __init__(self, name: str, root: Path = Path(".")) -> None:
         check_run_name(name)
-        if name == EVALUATIONS:
-            raise UserError(f"run name {name!r}: outputs/{name} holds the evaluations; choose another name")
+        if name in RESERVED:
+            raise UserError(f"run name {name!r}: outputs/{name} holds {RESERVED[name]}; choose another name")
         self.name = name
         self.root = Path(root)
         self.outputs = self.root / "outputs" / name

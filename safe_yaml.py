@@ -21,6 +21,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     mapping, has a key twice, uses aliases, or is too large or too deeply nested for a
     configuration. Tags are not obeyed, so that no value can run code.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: is not a regular file")
     try:
         node = _compose(path)
         if not isinstance(node, yaml.MappingNode):

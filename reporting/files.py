@@ -100,6 +100,8 @@ def read_episodes(path: Path) -> dict[int, list[float]]:
 
 
 def _csv_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a regular file")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
