@@ -14,18 +14,10 @@ from execution import Execution
 from random_streams import RandomStreams
 from sub_models.batch import Rollout
 from sub_models.functions_losses import TwoHotSymlog, entropy, lambda_return, percentile, sample
+from sub_models.perceptron import perceptron
 from sub_models.world_models import WorldModel
 
 SMALLEST = torch.finfo(torch.float32).tiny  # keeps a ratio finite where its denominator is 0
-
-
-def perceptron(inputs: int, width: int, num_layers: int, outputs: int) -> nn.Sequential:
-    """[linear (no bias) → LN → ReLU] × num_layers → linear."""
-    layers: list[nn.Module] = []
-    for index in range(num_layers):
-        size = inputs if index == 0 else width
-        layers += [nn.Linear(size, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
 class ReturnScale(nn.Module):
@@ -68,8 +60,9 @@ class ActorCritic(nn.Module):
         self.config = config
         self.bootstrap_shift = 0 if release_quirks else 1
         self.two_hot = TwoHotSymlog(config.ValueBins, config.BinLimit)
-        self.actor = perceptron(feature_size, config.HiddenDim, config.NumLayers, num_actions)
-        self.critic = perceptron(feature_size, config.HiddenDim, config.NumLayers, config.ValueBins)
+        shape = (feature_size, config.HiddenDim, config.NumLayers)
+        self.actor = perceptron(*shape, num_actions, config.NormEps)
+        self.critic = perceptron(*shape, config.ValueBins, config.NormEps)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_scale = ReturnScale(config)
 

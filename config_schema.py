@@ -91,6 +91,8 @@ class WorldModel:
     FeedForwardRatio: int = key(2, "feed-forward width over D")
     Dropout: float = key(0.1, "dropout of the sequence model, in training only")
     SequenceNormEps: float = key(1e-6, "epsilon of the sequence model's norms after the state mixer")
+    NormEps: float = key(1e-5, "epsilon of BatchNorm and of the other LayerNorms")
+    HeadLayers: int = key(2, "hidden layers of the reward and termination heads")
     RewardBins: int = key(255, "bins of the two-hot reward head")
     BinLimit: float = key(20.0, "two-hot bins span symlog values in [-limit, limit]")
     DynamicsWeight: float = key(0.5, "weight of KL[sg posterior || prior]", "beta_1")
@@ -105,6 +107,7 @@ class WorldModel:
 class Agent:
     NumLayers: int = key(2, "hidden layers of actor and critic")
     HiddenDim: int = key(512, "their width")
+    NormEps: float = key(1e-5, "epsilon of their LayerNorms")
     Gamma: float = key(0.985, "discount", "gamma")
     Lambda: float = key(0.95, "mixing of the λ-return", "lambda")
     EntropyCoef: float = key(3e-4, "weight of the policy entropy", "eta")
@@ -138,6 +141,8 @@ class MaskGit:
     T_draft: int = key(1, "groups of the draft sweep", "T_draft")
     M: int = key(1, "number of revise sweeps", "M")
     MaskSchedule: str = key("cosine", "cosine, uniform, pow<d>, log or exp", "gamma(u)")
+    MinMaskRatio: float = key(1e-6, "schedules are clipped to [MinMaskRatio, 1]")
+    NormEps: float = key(1e-5, "epsilon of its LayerNorms")
     InitStd: float = key(0.02, "standard deviation of the initial token and position embeddings")
     TmfArgs: MaskGitTransformer = section(MaskGitTransformer)
 

@@ -107,12 +107,18 @@ class BidirectionalBlock(nn.Module):
     """Pre-norm transformer block of MaskGIT: x ← x + attention(LN(x)), x ← x + MLP(LN(x))."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_width: int, dropout: float, attention_dropout: float
+        self,
+        width: int,
+        num_heads: int,
+        mlp_width: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
         self.attention = MultiHeadAttention(width, num_heads, True, attention_dropout, causal=False)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
         self.expand = nn.Linear(width, mlp_width)
         self.contract = nn.Linear(mlp_width, width)
         self.dropout = nn.Dropout(dropout)

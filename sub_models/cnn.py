@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         for channels in stage_channels(image_size, config.StemChannels):
             layers += [
                 nn.Conv2d(channels_in, channels, kernel_size=4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
+                nn.BatchNorm2d(channels, eps=config.NormEps),
                 nn.ReLU(inplace=True),
             ]
             channels_in = channels
@@ -81,11 +81,11 @@ class Decoder(nn.Module):
         self.project = nn.Linear(
             config.NumLatents * config.NumClasses, channels[0] * CODE_SIDE**2, bias=False
         )
-        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels[0], eps=config.NormEps), nn.ReLU(inplace=True)]
         for channels_in, channels_out in pairwise(channels):
             layers += [
                 nn.ConvTranspose2d(channels_in, channels_out, kernel_size=4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels_out),
+                nn.BatchNorm2d(channels_out, eps=config.NormEps),
                 nn.ReLU(inplace=True),
             ]
         layers.append(nn.ConvTranspose2d(channels[-1], config.InChannels, kernel_size=4, stride=2, padding=1))

@@ -90,7 +90,7 @@ class MaskGITPrior(nn.Module):
         super().__init__()
         self.num_latents = world_model.NumLatents
         self.unimix = world_model.Unimix
-        self.schedule = config.MaskSchedule
+        self.schedule, self.min_mask_ratio = config.MaskSchedule, config.MinMaskRatio
         self.transformer = MaskedTokenTransformer(
             config, world_model.NumLatents, world_model.NumClasses, world_model.TransformerHiddenDim
         )
@@ -108,7 +108,7 @@ class MaskGITPrior(nn.Module):
     def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
         """Hide a random part of the tokens and predict it; only the hidden part counts."""
         hidden_rows, token_rows, noise_rows = (x.flatten(0, -2) for x in (hidden, tokens, noise))
-        count = mask_count(noise_rows[:, 0], self.schedule, self.num_latents)
+        count = mask_count(noise_rows[:, 0], self.schedule, self.num_latents, self.min_mask_ratio)
         masked = random_mask(count, noise_rows[:, 1:])
         visible = token_rows.masked_fill(masked, self.transformer.mask_token)
         logits = self.transformer(visible, self.transformer.condition(hidden_rows))

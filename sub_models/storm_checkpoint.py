@@ -41,8 +41,8 @@ MIXER_PARTS = {
 HEADS = {
     "dist_head.post_head": "posterior_head",
     "dist_head.prior_head": "prior.head",
-    "reward_decoder.head": "reward_head.layers.6",
-    "termination_decoder.head.0": "termination_head.layers.6",
+    "reward_decoder.head": "reward_head.6",
+    "termination_decoder.head.0": "termination_head.6",
 }
 
 
@@ -141,7 +141,7 @@ def _head_pairs() -> list[tuple[str, str]]:
     pairs = [(f"{ours}.{part}", f"{name}.{part}") for name, ours in HEADS.items() for part in LINEAR]
     trunk = ("0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias")
     for head in ("reward", "termination"):
-        pairs += [(f"{head}_head.layers.{name}", f"{head}_decoder.backbone.{name}") for name in trunk]
+        pairs += [(f"{head}_head.{name}", f"{head}_decoder.backbone.{name}") for name in trunk]
     return pairs
 
 

@@ -15,16 +15,16 @@ class StateMixer(nn.Module):
     """One token per step out of its latent and its action (STORM, eq. 2).
 
     Args:
-        latent_size: K·C. num_actions: A. width: D.
+        latent_size: K·C. num_actions: A. width: D. norm_eps: of both LayerNorms.
     """
 
-    def __init__(self, latent_size: int, num_actions: int, width: int) -> None:
+    def __init__(self, latent_size: int, num_actions: int, width: int, norm_eps: float) -> None:
         super().__init__()
         self.num_actions = num_actions
         self.input = nn.Linear(latent_size + num_actions, width, bias=False)
-        self.input_norm = nn.LayerNorm(width)
+        self.input_norm = nn.LayerNorm(width, eps=norm_eps)
         self.output = nn.Linear(width, width, bias=False)
-        self.output_norm = nn.LayerNorm(width)
+        self.output_norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         """latent (B, T, K·C) float, action (B, T) int64 → (B, T, D)."""
@@ -42,7 +42,7 @@ class SequenceModel(nn.Module):
     def __init__(self, config: WorldModelConfig, num_actions: int) -> None:
         super().__init__()
         width = config.TransformerHiddenDim
-        self.mixer = StateMixer(config.NumLatents * config.NumClasses, num_actions, width)
+        self.mixer = StateMixer(config.NumLatents * config.NumClasses, num_actions, width, config.NormEps)
         self.position = nn.Embedding(config.TransformerMaxLength, width)
         self.norm = nn.LayerNorm(width, eps=config.SequenceNormEps)
         self.blocks = nn.ModuleList(

@@ -26,28 +26,10 @@ from sub_models.functions_losses import (
     straight_through,
     unimix_log_probs,
 )
+from sub_models.perceptron import perceptron
 from sub_models.precision import compute_dtype
 from sub_models.priors import make_prior
 from sub_models.transformer_model import SequenceModel
-
-
-class PredictionHead(nn.Module):
-    """[linear (no bias) → LN → ReLU] × 2 → linear, from a hidden state (STORM, appendix A).
-
-    Args:
-        width: of the hidden state and the layers. outputs: number of logits.
-    """
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.Linear(width, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., D) → (..., outputs)."""
-        return self.layers(hidden)
 
 
 @dataclass
@@ -86,8 +68,9 @@ class WorldModel(nn.Module):
         self.decoder = Decoder(self.config, image_size)
         self.sequence_model = SequenceModel(self.config, num_actions)
         self.prior = make_prior(config, model_type)
-        self.reward_head = PredictionHead(width, self.config.RewardBins)
-        self.termination_head = PredictionHead(width, 1)
+        heads = (width, self.config.HeadLayers)
+        self.reward_head = perceptron(width, *heads, self.config.RewardBins, self.config.NormEps)
+        self.termination_head = perceptron(width, *heads, 1, self.config.NormEps)
 
     # Parts, each of which works on any number of leading axes.
 

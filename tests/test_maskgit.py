@@ -48,8 +48,10 @@ def gamma(u: float, schedule: str, num_tokens: int) -> float:
 def test_mask_count_is_the_ceiling(schedule: str, num_tokens: int) -> None:
     u = torch.linspace(0, 1, 1001)
     expected = torch.tensor([num_tokens * gamma(value, schedule, num_tokens) for value in u.tolist()])
-    count = mask_count(u, schedule, num_tokens)
-    torch.testing.assert_close(mask_ratio(u, schedule, num_tokens) * num_tokens, expected, atol=1e-4, rtol=0)
+    count = mask_count(u, schedule, num_tokens, 1e-6)
+    torch.testing.assert_close(
+        mask_ratio(u, schedule, num_tokens, 1e-6) * num_tokens, expected, atol=1e-4, rtol=0
+    )
     clear = (expected - expected.round()).abs() > 1e-4  # at whole numbers rounding may go either way
     clear |= expected == num_tokens
     assert clear.float().mean() > 0.9
@@ -60,7 +62,7 @@ def test_mask_count_is_the_ceiling(schedule: str, num_tokens: int) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_mask_counts_that_training_meets(schedule: str) -> None:
     """The fully masked input, from which sampling starts, is trained on; exp's formula stops one short."""
-    count = mask_count(uniform(20_000), schedule, 8)
+    count = mask_count(uniform(20_000), schedule, 8, 1e-6)
     fully = (count == 8).float().mean()
     assert set(count.tolist()) == set(range(1, 8 if schedule == "exp" else 9))
     expected = {"cosine": math.acos(7 / 8) / (math.pi / 2), "uniform": 1 / 8, "log": 2 ** (-7 / 8 * 3)}
@@ -71,9 +73,9 @@ def test_mask_counts_that_training_meets(schedule: str) -> None:
 def test_unknown_schedules() -> None:
     for name in ("linear", "pow", "pow-1", "pow0", "powx", "pownan", "powinf", ""):
         with pytest.raises(ValueError, match="unknown mask schedule"):
-            mask_ratio(torch.tensor(0.5), name, 8)
+            mask_ratio(torch.tensor(0.5), name, 8, 1e-6)
     for name in SCHEDULES:
-        mask_ratio(torch.tensor(0.5), name, 8)
+        mask_ratio(torch.tensor(0.5), name, 8, 1e-6)
 
 
 def test_random_mask_is_a_uniform_set_of_the_given_size() -> None:
@@ -229,7 +231,7 @@ def test_only_masked_positions_count_and_are_hidden() -> None:
     prediction = prior.predict(hidden, tokens, noise)
     counted = prediction.counted
     assert counted.shape == (3, 5, 4) and prediction.log_probs.shape == (3, 5, 4, 5)
-    assert torch.equal(counted.sum(-1).long(), mask_count(noise[..., 0], "cosine", 4))
+    assert torch.equal(counted.sum(-1).long(), mask_count(noise[..., 0], "cosine", 4, 1e-6))
     shown = seen[0].view(3, 5, 4)
     assert (shown[counted == 1] == 5).all() and torch.equal(shown[counted == 0], tokens[counted == 0])
     other = torch.where(counted == 1, (tokens + 1) % 5, tokens)  # what is hidden cannot be known
@@ -390,8 +392,8 @@ def test_a_factorised_prior_cannot() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_with_a_floor_the_samples_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    def floor_count(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
-        return (num_tokens * mask_ratio(u, schedule, num_tokens)).floor().long().clamp(1)
+    def floor_count(u: Tensor, schedule: str, num_tokens: int, minimum: float) -> Tensor:
+        return (num_tokens * mask_ratio(u, schedule, num_tokens, minimum)).floor().long().clamp(1)
 
     monkeypatch.setattr(sub_models.priors, "mask_count", floor_count)
     _, entropy = coherence_and_entropy(train_on_equal_latents("GITSTORM", steps=500), (8, 8, 1))

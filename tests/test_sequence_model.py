@@ -134,12 +134,12 @@ def test_causal_block_is_post_norm() -> None:
 
 def test_bidirectional_block_is_pre_norm() -> None:
     torch.manual_seed(0)
-    block = BidirectionalBlock(8, 2, 12, 0.5, 0.5)
+    block = BidirectionalBlock(8, 2, 12, 0.5, 0.5, 1e-3)
     x = torch.randn(2, 4, 8)
     assert not torch.equal(block(x), block(x))
     block.eval()
-    middle = x + block.attention(F.layer_norm(x, (8,)))
-    expected = middle + block.contract(F.gelu(block.expand(F.layer_norm(middle, (8,)))))
+    middle = x + block.attention(F.layer_norm(x, (8,), eps=1e-3))
+    expected = middle + block.contract(F.gelu(block.expand(F.layer_norm(middle, (8,), eps=1e-3))))
     torch.testing.assert_close(block(x), expected)
     assert block.expand.out_features == 12
     assert {name for name, _ in block.attention.named_parameters() if name.endswith("bias")} == {
@@ -150,11 +150,12 @@ def test_bidirectional_block_is_pre_norm() -> None:
 
 def test_state_mixer_joins_latent_and_action() -> None:
     torch.manual_seed(0)
-    mixer = StateMixer(20, ACTIONS, 16)
+    mixer = StateMixer(20, ACTIONS, 16, 1e-3)
     latent, action = random_inputs()
     joined = torch.cat([latent, F.one_hot(action, ACTIONS).float()], dim=-1)
-    inner = F.relu(F.layer_norm(joined @ mixer.input.weight.T, (16,)))
-    torch.testing.assert_close(mixer(latent, action), F.layer_norm(inner @ mixer.output.weight.T, (16,)))
+    inner = F.relu(F.layer_norm(joined @ mixer.input.weight.T, (16,), eps=1e-3))
+    expected = F.layer_norm(inner @ mixer.output.weight.T, (16,), eps=1e-3)
+    torch.testing.assert_close(mixer(latent, action), expected)
 
 
 def test_positions_and_norms_follow_the_configuration() -> None:

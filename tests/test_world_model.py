@@ -219,7 +219,7 @@ def test_heads_decode_reward_and_termination() -> None:
     logits = world_model.reward_head(hidden)
     torch.testing.assert_close(world_model.predict_reward(hidden), world_model.two_hot.decode(logits))
     with torch.no_grad():
-        world_model.termination_head.layers[-1].bias.fill_(0)
+        world_model.termination_head[-1].bias.fill_(0)
     expected = (world_model.termination_head(hidden)[..., 0] > 0).float()
     assert torch.equal(world_model.predict_termination(hidden), expected)
     assert 0 < expected.mean() < 1
@@ -245,3 +245,21 @@ def test_start_and_step_continue_a_real_context() -> None:
     for step in (4, 5):
         state = world_model.step(state, world_model.one_hot_latent(index[:, step]), batch.action[:, step])
         torch.testing.assert_close(state.hidden, hidden[:, step], rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+def test_every_epsilon_and_the_depth_of_the_heads_are_settings(model_type: str) -> None:
+    whole = Config()
+    config = whole.Models
+    config.WorldModel.NormEps, config.WorldModel.SequenceNormEps, config.WorldModel.HeadLayers = 0.1, 0.2, 3
+    config.Agent.NormEps, config.MaskGit.NormEps = 0.3, 0.4
+    whole.JointTrainAgent.ModelType = model_type
+    world_model, agent = make_models(whole, 3, CPU)
+    norms = {name: module.eps for name, module in world_model.named_modules() if hasattr(module, "eps")}
+    assert all(eps == 0.4 for name, eps in norms.items() if name.startswith("prior."))
+    own = {name: eps for name, eps in norms.items() if not name.startswith("prior.")}
+    for name, eps in own.items():
+        is_sequence = name.startswith("sequence_model.") and ".mixer." not in name
+        assert eps == (0.2 if is_sequence else 0.1), name
+    assert {module.eps for module in agent.modules() if hasattr(module, "eps")} == {0.3}
+    assert sum(isinstance(layer, torch.nn.ReLU) for layer in world_model.reward_head) == 3

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SMALLEST_RATIO = 1e-6  # schedules are clipped to [SMALLEST_RATIO, 1], so at least one token is masked
-
 SCHEDULES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "cosine": lambda u, num_tokens: torch.cos(u * (math.pi / 2)),
     "uniform": lambda u, num_tokens: 1 - u,
@@ -27,16 +25,17 @@ def power_of(schedule: str) -> float | None:
     return power if 0 < power < math.inf else None
 
 
-def mask_ratio(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
+def mask_ratio(u: Tensor, schedule: str, num_tokens: int, minimum: float) -> Tensor:
     """γ(u): the share of tokens to mask.
 
     Args:
         u: progress in [0, 1], any shape.
         schedule: cosine, uniform, pow<d>, log or exp.
         num_tokens: K; the log and exp schedules depend on it.
+        minimum: the share is clipped to [minimum, 1].
 
     Returns:
-        float, shape of u, in [1e-6, 1].
+        float, shape of u.
 
     Raises:
         ValueError: unknown schedule.
@@ -48,16 +47,16 @@ def mask_ratio(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
         ratio = SCHEDULES[schedule](u, num_tokens)
     else:
         raise ValueError(f"unknown mask schedule {schedule!r}; known: {', '.join(SCHEDULES)}, pow<d>")
-    return ratio.clamp(SMALLEST_RATIO, 1.0)
+    return ratio.clamp(minimum, 1.0)
 
 
-def mask_count(u: Tensor, schedule: str, num_tokens: int) -> Tensor:
+def mask_count(u: Tensor, schedule: str, num_tokens: int, minimum: float) -> Tensor:
     """n = ⌈K·γ(u)⌉, int64 in {1 … K}.
 
     The ceiling matters: rounding down, the fully masked input from which sampling starts
     would never be trained on with few tokens.
     """
-    return torch.ceil(num_tokens * mask_ratio(u, schedule, num_tokens)).long().clamp(1, num_tokens)
+    return torch.ceil(num_tokens * mask_ratio(u, schedule, num_tokens, minimum)).long().clamp(1, num_tokens)
 
 
 def random_mask(count: Tensor, scores: Tensor) -> Tensor:

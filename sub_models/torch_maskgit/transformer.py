@@ -35,14 +35,19 @@ class MaskedTokenTransformer(nn.Module):
         self.input = nn.Linear(config.VocabDim + condition_size // num_tokens, shape.EmbedDim)
         self.blocks = nn.ModuleList(
             BidirectionalBlock(
-                shape.EmbedDim, shape.NumHeads, shape.MlpDim, shape.Dropout, shape.AttentionDropout
+                shape.EmbedDim,
+                shape.NumHeads,
+                shape.MlpDim,
+                shape.Dropout,
+                shape.AttentionDropout,
+                config.NormEps,
             )
             for _ in range(shape.NumLayers)
         )
         self.output = nn.Linear(shape.EmbedDim, shape.EmbedDim)
-        self.output_norm = nn.LayerNorm(shape.EmbedDim)
+        self.output_norm = nn.LayerNorm(shape.EmbedDim, eps=config.NormEps)
         self.to_vocabulary = nn.Linear(shape.EmbedDim, config.VocabDim)
-        self.vocabulary_norm = nn.LayerNorm(config.VocabDim)
+        self.vocabulary_norm = nn.LayerNorm(config.VocabDim, eps=config.NormEps)
         self.bias = nn.Parameter(self.input.weight.new_zeros(num_classes))
 
     def condition(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,18 @@
+"""The multi-layer perceptron of actor, critic, and the reward and termination heads."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def perceptron(inputs: int, width: int, num_layers: int, outputs: int, norm_eps: float) -> nn.Sequential:
+    """[linear (no bias) → LN → ReLU] × num_layers → linear, over the last axis (STORM, appendix A)."""
+    layers: list[nn.Module] = []
+    for index in range(num_layers):
+        size = inputs if index == 0 else width
+        layers += [
+            nn.Linear(size, width, bias=False),
+            nn.LayerNorm(width, eps=norm_eps),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
