@@ -28,7 +28,7 @@ HELD_TRIES = 3  # actions tried as the one that the emulator was holding
 
 
 class AtariGame:
-    """One `ALE/*-v5` game with the minimal action set.
+    """One game with the minimal action set; under an old id too, it is played by the run's settings.
 
     ale-py's own state lacks the action that a sticky frame repeats, and a few things of the
     video chip. So the state saved here is a past snapshot of the emulator and the actions since

@@ -23,6 +23,7 @@ from random_streams import RandomStreams, derive_seed
 from replay_buffer import ReplayBuffer
 from run_directory import RunDirectory, RunLogger, RunStatus, machine_facts
 from run_state import SavedState, StateStore
+from single_env import ignored_settings
 from sub_models import storm_checkpoint
 from sub_models.batch import Batch
 from trainer import Learner, make_policy
@@ -70,7 +71,7 @@ class Session:
     ) -> None:
         self.config, self.directory, self.store = config, directory, store
         settings, task = config.BasicSettings, config.JointTrainAgent
-        self.notes: list[str] = []
+        self.notes = ignored_settings(settings.env_name, config.Environment)
         device = resolve_device(settings.device)
         replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
         check_replay_fits(config, replay_device)

@@ -26,6 +26,7 @@ from state_checks import expect
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+EMULATOR_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames")  # mean nothing elsewhere
 gymnasium.register_envs(ale_py)
 gymnasium.register_envs(diagnostic_envs)
 
@@ -77,6 +78,21 @@ def _suggestion(name: str) -> str:
     return nearest(name, gymnasium.registry)
 
 
+def is_atari(spec: EnvSpec) -> bool:
+    """Whether that id is of an Atari game: `ALE/Breakout-v5`, or an old one as `BreakoutNoFrameskip-v4`."""
+    return spec.namespace == "ALE" or spec.entry_point == "ale_py.env:AtariEnv"
+
+
+def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
+    """A line on settings that were changed and do not apply to that environment; [] if there are none."""
+    defaults = EnvironmentSettings()
+    changed = [key for key in EMULATOR_SETTINGS if getattr(settings, key) != getattr(defaults, key)]
+    if not changed or is_atari(find_spec(name)):
+        return []
+    keys = ", ".join(f"Environment.{key}" for key in changed)
+    return [f"warning: {keys}: applies to Atari games only, not to {name}"]
+
+
 class ImageEnvironment:
     """Any Gymnasium environment with an image observation and discrete actions.
 
@@ -86,8 +102,8 @@ class ImageEnvironment:
     resumed exactly.
 
     Args:
-        name: Gymnasium id. spec: found by `find_spec`. settings: of the environment; only
-            LifeLossTermination applies.
+        name: Gymnasium id. spec: found by `find_spec`. settings: of the environment; those of the
+            emulator do not apply.
         frame: uint8 (S, S, 3), receives each picture.
         release_quirks: re-seed with the same seed at every episode.
         arguments: of the environment's constructor.
@@ -220,7 +236,7 @@ def make_single(
         UserError: unknown id, or an environment that is not of images and discrete actions.
     """
     spec = find_spec(name)
-    if spec.namespace == "ALE":
+    if is_atari(spec):
         return AtariGame(name, settings, frame, release_quirks)
     arguments = {"image_size": frame.shape[0]} if spec.namespace == "Diagnostic" else {}
     return ImageEnvironment(name, spec, settings, frame, release_quirks, arguments)

@@ -22,6 +22,7 @@ from gymnasium.wrappers import AtariPreprocessing
 from atari_env import AtariGame
 from config_schema import Environment
 from env_wrapper import StepResult, VectorEnvironment, make_environment
+from single_env import ignored_settings
 from utils import UserError
 
 BREAKOUT = "ALE/Breakout-v5"  # five lives, and random play loses them all in some 200 steps
@@ -181,6 +182,24 @@ def test_three_workers_equal_three_single_environments(make: Make) -> None:
 
 
 # Other environments, names and actions.
+
+
+@pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "Breakout-v0"])
+def test_an_old_id_of_a_game_is_played_by_the_settings_too(name: str, make: Make) -> None:
+    old, new = (make(each, MaxEpisodeFrames=100) for each in (name, BREAKOUT))
+    np.testing.assert_array_equal(old.reset(), new.reset())
+    actions = random_actions(40)
+    for a, b in zip(play(old, actions), play(new, actions), strict=True):
+        assert_same(a, b)
+
+
+def test_settings_of_the_emulator_are_said_to_be_ignored_elsewhere() -> None:
+    changed = replace(DEFAULTS, FrameSkip=2, StickyActions=0.0, StepTimeout=9.0)
+    for name in (BREAKOUT, "Breakout-v4"):
+        assert ignored_settings(name, changed) == []
+    assert ignored_settings("Diagnostic/Catch-v0", DEFAULTS) == []
+    (line,) = ignored_settings("Diagnostic/Catch-v0", changed)
+    assert "Environment.FrameSkip, Environment.StickyActions" in line and "Diagnostic/Catch-v0" in line
 
 
 def test_grey_images_lives_time_limits_and_action_offsets(make: Make) -> None:
