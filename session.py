@@ -151,8 +151,6 @@ class Session:
 
     def _load_demonstrations(self) -> Demonstrations:
         settings, task = self.config.BasicSettings, self.config.JointTrainAgent
-        if settings.trajectory_path is None:
-            raise UserError("JointTrainAgent.UseDemonstration=True needs BasicSettings.trajectory_path")
         return Demonstrations.load(
             Path(settings.trajectory_path),
             self.environment.num_actions,
