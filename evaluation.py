@@ -72,8 +72,7 @@ def evaluate(
     """
     left = quotas(num_episodes, environment.num_envs)
     episodes: list[Episode] = []
-    observation = environment.reset()
-    faults = 0
+    observation, faults = environment.reset(), 0
     while len(episodes) < num_episodes:
         if on_step is not None:
             on_step(observation, len(episodes))
@@ -81,22 +80,24 @@ def evaluate(
         try:
             result = environment.finish_step()
         except EnvironmentFault as fault:
-            faults += 1
-            if faults >= max_faults:
-                raise UserError(f"{faults} environment faults in a row, the last one: {fault}") from fault
-            log.warning("%s; its episodes are begun anew on seeds %s", fault, fault.seeds)
-            policy.forget_last()
-            observation = fault.observation
+            observation, faults = fault.observation, faults + 1
+            _drop_episodes(policy, fault, faults, max_faults)
             continue
-        faults = 0
+        observation, faults = result.observation, 0
         for index in np.flatnonzero(result.episode_end):
-            if len(episodes) < num_episodes and (first_to_finish or left[index] > 0):
+            if first_to_finish or left[index] > 0:
                 left[index] -= 1
-                episodes.append(
-                    Episode(float(result.episode_return[index]), int(result.episode_length[index]))
-                )
-        observation = result.observation
-    return episodes
+                score, length = result.episode_return[index], result.episode_length[index]
+                episodes.append(Episode(float(score), int(length)))
+    return episodes[:num_episodes]
+
+
+def _drop_episodes(policy: Policy, fault: EnvironmentFault, faults: int, max_faults: int) -> None:
+    """Go on after the last of `faults` in a row; UserError if they are too many."""
+    if faults >= max_faults:
+        raise UserError(f"{faults} environment faults in a row, the last one: {fault}") from fault
+    log.warning("%s; its episodes are begun anew on seeds %s", fault, fault.seeds)
+    policy.forget_last()
 
 
 def summarise(episodes: list[Episode]) -> tuple[float, float]:
