@@ -187,11 +187,21 @@ def choose_steps(directory: Path, which: str) -> list[int]:
     return [step]
 
 
-def load_policy(run_name: str, checkpoint: str = "last", num_envs: int = 1, device: str = "auto") -> Policy:
+def load_policy(
+    run_name: str,
+    checkpoint: str = "last",
+    num_envs: int = 1,
+    device: str = "auto",
+    greedy: bool | None = None,
+) -> Policy:
     """The agent of a finished or running run, ready to act on frames.
 
         policy = load_policy("Boxing-STORM-seed_0")
         action = policy.act(frames)  # uint8 (num_envs, 64, 64, 3) → int64 (num_envs,)
+
+    Args:
+        checkpoint: "last" or a step. greedy: take the most likely action (None: as the run's
+            Evaluation.Greedy says).
 
     Raises:
         UserError: no such run or checkpoint.
@@ -205,4 +215,5 @@ def load_policy(run_name: str, checkpoint: str = "last", num_envs: int = 1, devi
     if output not in agent_weights:
         raise UserError(f"{checkpoint_files(run.checkpoints, step)[1]}: has no entry {output!r}")
     models = load_models(config, agent_weights[output].numel(), execution, run.checkpoints, step)
-    return make_evaluation_policy(config, models, num_envs, execution, config.BasicSettings.Seed, False)
+    greedy = config.Evaluation.Greedy if greedy is None else greedy
+    return make_evaluation_policy(config, models, num_envs, execution, config.BasicSettings.Seed, greedy)

@@ -373,6 +373,13 @@ def test_an_agent_is_loaded_in_three_lines(runs: Path) -> None:
     assert len({tuple(action) for action in actions}) > 1
 
 
+def test_a_loaded_agent_is_as_greedy_as_its_run(runs: Path) -> None:
+    assert train(runs, "greedy", "Evaluation.Greedy=true", "JointTrainAgent.SampleMaxSteps=5").code == 0
+    with in_folder(runs):
+        assert load_policy("greedy", device="cpu").greedy and not load_policy("storm", device="cpu").greedy
+        assert load_policy("storm", device="cpu", greedy=True).greedy
+
+
 @pytest.fixture
 def original_storm(tmp_path: Path) -> Path:
     """Checkpoints as the original STORM writes them, and a config of their sizes."""
