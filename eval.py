@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from agents import Policy
 from config import apply_overrides, differences, load_config, load_saved_config
+from config_checks import check_value
 from config_schema import Config
 from env_wrapper import EnvironmentFault
 from evaluation import (
@@ -43,6 +44,12 @@ EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed")
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
+SETTINGS = {  # option → the setting that it overrides
+    "num_episodes": "Evaluation.NumEpisodes",
+    "num_envs": "Evaluation.NumEnvs",
+    "seed": "BasicSettings.Seed",
+    "device": "BasicSettings.device",
+}
 SHAPING = ("JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # with Models, what weights must fit
 EPISODE_STEPS = re.compile(r'_episode_steps": ([0-9]{1,9}(?:\.[0-9]{1,9})?)[,}]')
 
@@ -83,6 +90,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """Read a command line; UserError for a value that is impossible on its own, by its option's name."""
+    options = make_parser().parse_args(arguments)
+    for name, key in SETTINGS.items():
+        try:
+            check_value(key, getattr(options, name))
+        except UserError as error:
+            raise UserError(str(error).replace(key, f"-{name}", 1)) from error
+    if options.protocol not in (None, "fair", "release"):
+        raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
+    return options
+
+
 def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config:
     """The run's saved config, else the one that the options name.
 
@@ -100,13 +120,8 @@ def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config
     else:
         config = load_saved_config(run.config_file)
         check_agrees(options, config)
-    overrides = {
-        "Evaluation.NumEpisodes": options.num_episodes,
-        "Evaluation.NumEnvs": options.num_envs,
-        "Evaluation.Greedy": options.greedy or None,
-        "BasicSettings.device": options.device,
-        "BasicSettings.Seed": options.seed,
-    }
+    overrides = {key: getattr(options, name) for name, key in SETTINGS.items()}
+    overrides["Evaluation.Greedy"] = options.greedy or None
     return apply_overrides(
         config, [f"{key}={value}" for key, value in overrides.items() if value is not None]
     )
@@ -136,9 +151,7 @@ def check_agrees(options: argparse.Namespace, config: Config) -> None:
 
 
 def read_target(options: argparse.Namespace) -> Target:
-    """Check all options before anything is loaded."""
-    if options.protocol not in (None, "fair", "release"):
-        raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
+    """Check what the options name before anything is loaded."""
     run = RunDirectory(options.run_name) if options.ckpt_dir is not None else find_run(options.run_name)
     directory = options.ckpt_dir or run.checkpoints
     if not directory.is_dir():
@@ -318,7 +331,7 @@ def report_world_model(target: Target) -> None:
 def main(arguments: list[str]) -> None:
     """Evaluate as the command line says."""
     logging.basicConfig(format="%(message)s")
-    options = make_parser().parse_args(arguments)
+    options = parse_options(arguments)
     target = read_target(options)
     with memory_errors():
         if options.world_model:

@@ -11,7 +11,7 @@ from typing import Any
 
 from config import REPOSITORY
 from config_schema import Config
-from eval import make_parser
+from eval import parse_options
 from evaluation import choose_steps
 from run_directory import EVALUATIONS, RunDirectory
 from sweeping.progress import Progress, read_progress, tail_of
@@ -101,7 +101,7 @@ class SweepRun:
 
 def parse_eval_options(options: Iterable[str]) -> argparse.Namespace:
     """What eval.py makes of options; UserError if it would not take them, or if the grid decides them."""
-    parsed = make_parser().parse_args(["-run_name=any", *options])
+    parsed = parse_options(["-run_name=any", *options])
     for name, default in (("run_name", "any"), ("ckpt_dir", None), ("env_name", None), ("config_path", None)):
         if getattr(parsed, name) != default:
             raise UserError(f"-{name}: the grid says what is evaluated; give games=, seeds= and configs=")
