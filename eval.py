@@ -39,8 +39,10 @@ from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomi
 from world_model_report import measure, table, write_report
 
 Row = tuple[object, ...]
-COLUMNS = ("step", "episode_avg_return", "episode_std_return", "human_normalised_score", "episodes", "seed")
-EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed")
+HOW = ("protocol", "greedy")  # the last columns of both tables: fair or release, 0 or 1
+SCORES = ("episode_avg_return", "episode_std_return", "human_normalised_score", "episodes")
+COLUMNS = ("step", *SCORES, "seed", *HOW)
+EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed", *HOW)
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
@@ -65,6 +67,11 @@ class Target:
     num_envs: int
     seed: int
     as_release: bool  # first to finish, and the release's habits of seeding and counting
+
+    @property
+    def how(self) -> Row:
+        """The last columns of its rows, as HOW."""
+        return ("release" if self.as_release else "fair", int(self.config.Evaluation.Greedy))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -256,6 +263,8 @@ def score_checkpoint(play: Play, step: int, video: Path | None) -> list[Episode]
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
     """The rows of a table that an earlier evaluation wrote; none if there is no table.
 
+    One from before there were the columns HOW gets them, empty.
+
     Raises:
         UserError: it is something else, which is not to be overwritten.
     """
@@ -265,6 +274,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
         raise UserError(f"{path}: is not a regular file")
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        if tuple(header) == columns[: -len(HOW)]:
+            header, rows = [*header, *HOW], [[*row, *[""] * len(HOW)] for row in rows]
         good = tuple(header) == columns and all(len(row) == len(columns) for row in rows)
         rows.sort(key=lambda row: int(row[0]))
     except (OSError, ValueError, IndexError, csv.Error) as error:
@@ -301,7 +312,7 @@ def score(target: Target, record_video: bool) -> None:
             episodes = score_checkpoint(play, step, video)
             rows.append(summary_row(target, step, episodes))
             episode_rows += [
-                (step, index, f"{episode.score:.10g}", episode.length, target.seed)
+                (step, index, f"{episode.score:.10g}", episode.length, target.seed, *target.how)
                 for index, episode in enumerate(episodes)
             ]
             write_csv(path, COLUMNS, earlier, rows)
@@ -316,7 +327,7 @@ def summary_row(target: Target, step: int, episodes: list[Episode]) -> Row:
     human = "" if normalised is None else f", human-normalised {normalised:.3f}"
     print(f"step {step}: mean return {mean:.1f} ± {std:.1f} over {len(episodes)} episodes{human}", flush=True)
     shown = "" if normalised is None else f"{normalised:.6g}"
-    return (step, f"{mean:.10g}", f"{std:.10g}", shown, len(episodes), target.seed)
+    return (step, f"{mean:.10g}", f"{std:.10g}", shown, len(episodes), target.seed, *target.how)
 
 
 def report_world_model(target: Target) -> None:

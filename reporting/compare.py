@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from reporting.grid import is_benchmark_game
@@ -84,11 +85,21 @@ def _row(
         normalised = difference(*scaled)
     means = [sum(each.values()) / len(each) for each in scores]
     row = [game, step, *means, change.interval, normalised.interval if normalised else None]
-    return [*row, change.pairing, _reading(change.interval)], normalised
+    how = "; ".join([change.pairing, *_unusual(step, groups)])
+    return [*row, how, _reading(change.interval)], normalised
 
 
 def _scores_at(step: int, runs: Sequence[Run]) -> dict[int, float]:
     return {run.seed: each.mean for run in runs for each in run.evaluations if each.step == step}
+
+
+def _unusual(step: int, groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    """How many scores of which set were made greedily or by the release's protocol."""
+    lines = []
+    for name, runs in groups.items():
+        counts = Counter(each.how for run in runs for each in run.evaluations if each.step == step)
+        lines += [f"{name}: {counts[how]} of {len(runs)} evaluated {how}" for how in sorted(counts) if how]
+    return lines
 
 
 def _mean_row(differences: Sequence[Difference]) -> list[Value]:

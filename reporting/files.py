@@ -24,6 +24,7 @@ class Evaluation:
     mean: float  # mean episode return
     std: float | None  # standard deviation over its episodes
     episodes: int | None  # how many
+    how: str = ""  # what is unusual in how it was made: "greedily", "by the release's protocol" or both
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,24 @@ def write_text(path: Path, text: str) -> None:
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """The rows of an evaluation CSV by step, a step's last row counting; () if there is no such file.
 
-    Needs the columns step and episode_avg_return; episode_std_return and episodes may be missing.
+    Needs the columns step and episode_avg_return; all others may be missing.
     """
     rows = {}
     for number, row in _csv_rows(path, ("step", "episode_avg_return")):
         try:
             step, mean = int(float(row["step"])), float(row["episode_avg_return"])
             std, episodes = row.get("episode_std_return"), row.get("episodes")
-            rows[step] = Evaluation(
-                step, mean, float(std) if std else None, int(float(episodes)) if episodes else None
-            )
+            std, episodes = float(std) if std else None, int(float(episodes)) if episodes else None
+            rows[step] = Evaluation(step, mean, std, episodes, _how(row))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: {error}") from error
     return tuple(rows[step] for step in sorted(rows))
+
+
+def _how(row: dict[str, str]) -> str:
+    words = ["greedily"] if row.get("greedy") == "1" else []
+    words += ["by the release's protocol"] if row.get("protocol") == "release" else []
+    return " and ".join(words)
 
 
 def read_episodes(path: Path) -> dict[int, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -111,13 +112,14 @@ def _comparison(
 
 
 def remarks(runs: Sequence[Run], published: Published) -> list[str]:
-    """What a reader must know before comparing: unfinished, unevaluated and unlike runs."""
+    """What a reader must know before comparing: unfinished, unevaluated, unlike and unusually scored runs."""
     lines = []
     for label, group in by_label(runs).items():
         lines += _uneven_settings(label, group)
         unevaluated = [run.name for run in group if not run.evaluations]
         if unevaluated:
             lines.append(f"{label}: not evaluated yet: {', '.join(unevaluated)}")
+        lines += _unusual_scores(label, group)
         short = [f"{run.name} ({run.scored.step:,})" for run in group if run.scored and not run.benchmarked]
         if short:
             lines.append(f"{label}: no evaluation at step 100,000, so in no average: {', '.join(short)}")
@@ -125,6 +127,17 @@ def remarks(runs: Sequence[Run], published: Published) -> list[str]:
         if 0 < len(missing) < len(published.games):
             lines.append(f"{label}: partial grid, no score at step 100,000 on {', '.join(missing)}")
     return lines
+
+
+def _unusual_scores(label: str, group: Sequence[Run]) -> list[str]:
+    """Remarks on scores made greedily or by the release's protocol."""
+    names: dict[str, list[str]] = {}
+    for run in group:
+        counts = Counter(each.how for each in run.evaluations if each.how)
+        for how, count in counts.items():
+            some = "" if count == len(run.evaluations) else f" ({count} of {len(run.evaluations)} steps)"
+            names.setdefault(how, []).append(f"{run.name}{some}")
+    return [f"{label}: evaluated {how}: {', '.join(names[how])}" for how in sorted(names)]
 
 
 def _uneven_settings(label: str, group: Sequence[Run]) -> list[str]:

@@ -83,7 +83,9 @@ def _overview(counted: Sequence[Entry], published: Published, results: Path) -> 
 
 def _linked_score(entry: Entry, published: Published, results: Path) -> str:
     mark = f" {BELOW}" if _is_below(entry, published) else ""
-    return f"{_link(f'{entry.run.scored.mean:,.1f}', entry, results)} (seed {entry.run.seed}){mark}"
+    score = entry.run.scored
+    how = f", {score.how}" if score.how else ""
+    return f"{_link(f'{score.mean:,.1f}', entry, results)} (seed {entry.run.seed}{how}){mark}"
 
 
 def _link(text: str, entry: Entry, results: Path) -> str:
@@ -137,7 +139,9 @@ def _run_row(entry: Entry, published: Published, results: Path) -> list[Value]:
 
 
 def _settings(entry: Entry) -> str:
-    changed = [re.sub(r"^[\w.]*\.", "", text) for text in entry.run.deviations]
+    score = entry.run.scored
+    changed = [f"evaluated {score.how}"] if score and score.how else []
+    changed += [re.sub(r"^[\w.]*\.", "", text) for text in entry.run.deviations]
     if not changed:
         return "the papers'"
     rest = len(changed) - SHOWN_DEVIATIONS

@@ -35,6 +35,7 @@ def run_table(runs: Sequence[Run], published: Published) -> Table:
         Column("Episodes", "episodes"),
         Column("Human-normalised", "human_normalised", 3),
         Column("Counts", "counts"),
+        Column("Evaluated", "how"),
     )
     rows = [
         _run_row(run, each, published)
@@ -47,7 +48,8 @@ def run_table(runs: Sequence[Run], published: Published) -> Table:
 
 def _run_row(run: Run, evaluation: Evaluation, published: Published) -> list[Value]:
     score = evaluation.mean, evaluation.std, evaluation.episodes, _normalised(run, evaluation.mean, published)
-    return [run.game, run.label, run.seed, evaluation.step, *score, "yes" if evaluation is run.scored else ""]
+    counts = "yes" if evaluation is run.scored else ""
+    return [run.game, run.label, run.seed, evaluation.step, *score, counts, evaluation.how]
 
 
 def _normalised(run: Run, score: float, published: Published) -> float | None:

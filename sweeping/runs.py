@@ -69,9 +69,11 @@ class SweepRun:
         return status.get("status") == "finished" and _integer(status.get("finished_step")) >= wanted
 
     def is_evaluated(self) -> bool:
-        """Whether every checkpoint asked for has its row, of at least as many episodes as asked for."""
+        """Whether every checkpoint asked for has its row, made as asked for, of at least as many episodes."""
         options = parse_eval_options(self.eval_options)
-        rows = _evaluated(self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv")
+        table = self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv"
+        asked = {"protocol": options.protocol, "greedy": "1" if options.greedy else None}
+        rows = _evaluated(table, {column: value for column, value in asked.items() if value})
         wanted = 1 if options.num_episodes is None else options.num_episodes
         try:
             steps = choose_steps(self.directory.checkpoints, options.checkpoints)
@@ -108,14 +110,18 @@ def parse_eval_options(options: Iterable[str]) -> argparse.Namespace:
     return parsed
 
 
-def _evaluated(path: Path) -> dict[int, int]:
-    """Episodes by step in a table of evaluations; one where the table does not count them."""
+def _evaluated(path: Path, asked: dict[str, str]) -> dict[int, int]:
+    """Episodes by step of the rows that hold the values asked for; one where they are not counted."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
-    return {_integer(row.get("step")): _integer(row.get("episodes") or 1) for row in rows}
+    return {
+        _integer(row.get("step")): _integer(row.get("episodes") or 1)
+        for row in rows
+        if all(row.get(column) == value for column, value in asked.items())
+    }
 
 
 def _integer(value: Any) -> int:

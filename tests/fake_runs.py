@@ -35,6 +35,7 @@ class FakeRun:
     episodes: int = 4
     env_name: str | None = None
     quirks: bool = False
+    how: str = "fair,0"  # protocol and greedy, the last columns of its evaluations
 
     @property
     def name(self) -> str:
@@ -90,13 +91,14 @@ def write_evaluations(root: Path, run: FakeRun) -> None:
     """Write both evaluation CSVs; the score grows linearly with the evaluated step."""
     folder = root / "outputs" / "eval_result"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = ["step,episode_avg_return,episode_std_return,human_normalised_score,episodes,seed"]
-    single = ["step,episode,return,length,seed"]
+    rows = ["step,episode_avg_return,episode_std_return,human_normalised_score,episodes,seed,protocol,greedy"]
+    single = ["step,episode,return,length,seed,protocol,greedy"]
     for step in run.evaluated:
         mean = run.score * step / run.evaluated[-1]
         returns = [mean + (-1) ** number * 2 for number in range(run.episodes)]
-        rows.append(f"{step},{statistics.fmean(returns)},{statistics.stdev(returns)},,{run.episodes},0")
-        single += [f"{step},{number},{value},100,0" for number, value in enumerate(returns)]
+        scores = f"{statistics.fmean(returns)},{statistics.stdev(returns)},,{run.episodes}"
+        rows.append(f"{step},{scores},0,{run.how}")
+        single += [f"{step},{number},{value},100,0,{run.how}" for number, value in enumerate(returns)]
     if run.evaluated:
         (folder / f"{run.name}.csv").write_text("\n".join(rows) + "\n")
         (folder / f"{run.name}_episodes.csv").write_text("\n".join(single) + "\n")

@@ -193,6 +193,11 @@ def test_only_a_partial_entry_gives_way_to_a_longer_run(tmp_path: Path, results:
     assert find_entries(results)[0].run.scored.mean == 85.0
 
 
+def test_a_score_made_greedily_says_so(tmp_path: Path, results: Path) -> None:
+    text = record(tmp_path, write_run(tmp_path, FakeRun(score=80.0, how="fair,1")))
+    assert "[80.0](STORM/Boxing/seed_0/) (seed 0, greedily)" in text and "evaluated greedily" in text
+
+
 def test_thinning_keeps_episodes_and_the_last_line() -> None:
     lines = [{"step": step, "loss": 1.0} for step in range(3_000)]
     lines += [{"step": 3_000 + index, "sample/ALE/Boxing-v5_reward": 1.0} for index in range(400)]

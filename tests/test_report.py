@@ -178,6 +178,23 @@ def test_release_csv_without_a_run_folder_is_read(tmp_path: Path) -> None:
     assert (run.game, run.label, run.seed, run.scored.mean) == ("Pong", "STORM", 2, 12.5)
 
 
+def test_scores_made_greedily_or_as_the_release_does_are_remarked(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(score=60.0))
+    write_run(tmp_path, FakeRun(seed=1, score=61.0, how="fair,1"))
+    write_run(tmp_path, FakeRun(label="GITSTORM", score=62.0, how="release,1"))
+    folder = make_report(tmp_path)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "- STORM: evaluated greedily: Boxing-STORM-seed_1\n" in text
+    assert "- GITSTORM: evaluated greedily and by the release's protocol: Boxing-GITSTORM-seed_0\n" in text
+    rows = rows_of(folder / "tables" / "evaluations.csv")
+    assert [row["how"] for row in rows if row["method"] == "STORM"] == ["", "", "greedily", "greedily"]
+    (first, _), (second, _) = (
+        find_runs(tmp_path / "outputs", [name]) for name in ("*-STORM-*", "*-GITSTORM-*")
+    )
+    how = compare_runs(first, second, PUBLISHED).rows[0][-2]
+    assert "A: 1 of 2 evaluated greedily; B: 1 of 1 evaluated greedily and by the release's protocol" in how
+
+
 def test_damaged_and_repeated_runs_are_named_not_used(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun())
     broken = write_run(tmp_path, FakeRun(seed=1))

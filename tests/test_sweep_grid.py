@@ -92,7 +92,7 @@ def write_checkpoints(run: SweepRun, *steps: int) -> None:
 def write_evaluation(run: SweepRun, *rows: str) -> None:
     table = run.directory.outputs.parent / "eval_result" / f"{run.name}.csv"
     table.parent.mkdir(exist_ok=True, parents=True)
-    table.write_text("\n".join(["step,episode_avg_return,episodes", *rows]) + "\n")
+    table.write_text("\n".join(["step,episode_avg_return,episodes,protocol,greedy", *rows]) + "\n")
 
 
 def test_runs_are_named_and_started_as_train_sh_does(tmp_path: Path) -> None:
@@ -156,6 +156,9 @@ def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) ->
         (["-checkpoints", "20"], False),
         (["-checkpoints", "last", "-num_episodes", "5"], True),
         (["-checkpoints", "last", "-num_episodes", "6"], False),
+        (["-checkpoints", "last", "-protocol=fair"], True),
+        (["-checkpoints", "last", "-protocol=release"], False),
+        (["-checkpoints", "last", "-greedy"], False),
         ([], False),
     ],
 )
@@ -165,7 +168,7 @@ def test_what_is_evaluated_depends_on_what_is_asked_for(
     words = ["evaluate", CATCH, "configs=STORM-catch", f"storage={tmp_path}", *options]
     (run,) = plan_runs(parse_options(words))
     write_checkpoints(run, 20, 40)
-    write_evaluation(run, "40,1.0,5")
+    write_evaluation(run, "40,1.0,5,fair,0")
     assert (run.next_stage() is None) == evaluated
 
 
