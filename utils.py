@@ -31,7 +31,11 @@ class UserError(Exception):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors."""
+    """An argument parser whose complaints are UserErrors, and that takes arguments in any order."""
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Positional arguments may stand before, between and after the options."""
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python {self.prog} --help")

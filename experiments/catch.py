@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 import torch
 
 from run_directory import RunDirectory, machine_facts
-from utils import run_cli, write_atomically
+from utils import OneLineParser, run_cli, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("STORM", "GITSTORM")
@@ -131,9 +131,8 @@ def measure(model: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run all seeds of both models; 1 if any stays below the target."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog="experiments/catch.py", description=__doc__, formatter_class=layout)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default 0 1 2 3 4")
     parser.add_argument("--out", type=Path, default=Path("results/catch"), help="folder of the summary")
     options = parser.parse_args(arguments)

@@ -38,7 +38,7 @@ from sub_models.cnn import PIXEL_MAX
 from sub_models.functions_losses import sample, straight_through
 from sub_models.torch_maskgit.sampling import DraftAndRevise
 from sub_models.world_models import WorldModel
-from utils import run_cli, write_atomically
+from utils import OneLineParser, run_cli, write_atomically
 
 CPU = torch.device("cpu")
 NUM_ACTIONS = 2
@@ -311,9 +311,8 @@ def end_to_end_curves(data: Batch, settings: Settings) -> dict[str, list[dict[st
 
 def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     """Settings and output folder of a command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog="experiments/joint_prior.py", description=__doc__, formatter_class=layout)
     for each in fields(Settings):
         name = f"--{each.name}"
         meaning = f"{each.metadata['help']} (default {each.default})"

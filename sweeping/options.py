@@ -191,9 +191,12 @@ def parse_options(arguments: Sequence[str]) -> Options:
     Raises UserError for an unknown or impossible option; settings are checked with their configs.
     """
     first = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    words, eval_options = list(arguments[:first]), arguments[first:]
-    evaluate_only = EVALUATE in words
-    words = [word for word in words if word != EVALUATE]
+    own, eval_options = list(arguments[:first]), []
+    for word in arguments[first:]:  # those of eval.py, among which ours may stand
+        is_ours = word == EVALUATE or word.partition("=")[0] in OPTIONS
+        (own if is_ours else eval_options).append(word)
+    evaluate_only = EVALUATE in own
+    words = [word for word in own if word != EVALUATE]
     if eval_options and not evaluate_only:
         raise UserError(f"argument {show(eval_options[0])}: options are given as name=value; see --help")
     texts, overrides = _sort_out(words)

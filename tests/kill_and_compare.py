@@ -173,7 +173,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=240, help="environment steps of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the run and of the kills")
     parser.add_argument("settings", nargs="*", help="further Section.Key=value of train.py")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str]) -> int:

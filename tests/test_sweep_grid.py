@@ -39,6 +39,7 @@ def test_atari100k_is_the_26_games() -> None:
 def test_only_evaluating_takes_the_options_of_eval() -> None:
     options = parse_options(["evaluate", "games=Pong", "-num_episodes", "3", "-greedy"])
     assert options.eval_options == ("-num_episodes", "3", "-greedy") and not options.train
+    assert options == parse_options(["-num_episodes", "3", "games=Pong", "-greedy", "evaluate"])
 
 
 @pytest.mark.parametrize(

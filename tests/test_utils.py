@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 import pytest
 
+import benchmark
 import utils
-from utils import UserError, nearest, resolve_device, write_atomically
+from utils import OneLineParser, UserError, nearest, resolve_device, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -39,6 +40,33 @@ def test_how_commands_end(body: str, code: int, error: str) -> None:
 def test_internal_errors_keep_their_traceback() -> None:
     result = run_cli("raise RuntimeError('a defect')")
     assert result.returncode == 1 and "Traceback" in result.stderr and "a defect" in result.stderr
+
+
+ORDERS = [
+    ["A.B=1", "C.D=2", "--steps", "0"],
+    ["--steps", "0", "A.B=1", "C.D=2"],
+    ["A.B=1", "--steps", "0", "C.D=2"],
+    ["A.B=1", "--steps=0", "C.D=2"],
+]
+
+
+@pytest.mark.parametrize("arguments", ORDERS)
+def test_overrides_may_stand_on_both_sides_of_an_option(arguments: list[str]) -> None:
+    options = benchmark.make_parser().parse_args(arguments)
+    assert (options.overrides, options.steps) == (["A.B=1", "C.D=2"], 0)
+
+
+def test_what_is_missing_or_unknown_is_one_line_in_any_order() -> None:
+    assert benchmark.make_parser().parse_args([]).overrides == []
+    with pytest.raises(UserError, match=r"unrecognized arguments: --stops.*benchmark.py --help"):
+        benchmark.make_parser().parse_args(["A.B=1", "--stops", "C.D=2"])
+    parser = OneLineParser(prog="x.py")
+    parser.add_argument("A")
+    parser.add_argument("B")
+    parser.add_argument("--out")
+    assert vars(parser.parse_args(["1", "--out", "o", "2"])) == {"A": "1", "B": "2", "out": "o"}
+    with pytest.raises(UserError, match="required: B"):
+        parser.parse_args(["1", "--out", "o"])
 
 
 def test_nearest_name() -> None:
