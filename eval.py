@@ -35,6 +35,7 @@ from execution import Execution
 from memory import memory_errors
 from run_directory import EVALUATIONS, RunDirectory, find_run
 from scores import human_normalised
+from seals import seal_evaluation
 from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 from world_model_report import measure, table, write_report
 
@@ -317,6 +318,7 @@ def score(target: Target, record_video: bool) -> None:
             ]
             write_csv(path, COLUMNS, earlier, rows)
             write_csv(episode_path, EPISODE_COLUMNS, earlier_episodes, episode_rows)
+            seal_evaluation(path, episode_path, target.checkpoints, step)
     print(f"wrote {path} and {episode_path.name}")
 
 

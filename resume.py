@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from checkpoints import list_checkpoints
 from config import RESUME_MAY_CHANGE, config_to_yaml, differences, load_saved_config
 from config_schema import Config
-from run_directory import RunDirectory
+from run_directory import RunDirectory, RunStatus
 from run_state import SavedState, StateStore
+from seals import seal_run
 from session import Session
 from utils import UserError
 
@@ -52,6 +55,16 @@ def find_state(
     return None, []
 
 
+def seal_finished(directory: RunDirectory, step: int) -> None:
+    """Seal a finished run that has no seal: it died at its very end, or is older than seals."""
+    if directory.seal_file.exists():
+        return
+    facts = directory.read_status() | {"status": "finished", "finished_step": step}
+    with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
+        directory.write_status(RunStatus(**facts))
+    seal_run(directory.outputs)
+
+
 def open_session(config: Config, directory: RunDirectory) -> Session | None:
     """Start a run, or continue the one in `directory`; None if that one is finished.
 
@@ -61,9 +74,11 @@ def open_session(config: Config, directory: RunDirectory) -> Session | None:
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
+        seal_finished(directory, saved.step)
         return None
     session = Session(config, directory, store, saved)
     session.notes = [*notes, *session.notes]
+    directory.unseal()
     directory.save_config(config)
     if saved is None:
         session.logger.text("config", f"```yaml\n{config_to_yaml(config)}```")

@@ -1,6 +1,6 @@
 """Where a run's files lie, who may write them, and its logs.
 
-outputs/<n>/    config.yaml, run.json, metrics.jsonl, ckpt/, state/, videos/
+outputs/<n>/    config.yaml, run.json, metrics.jsonl, seal.json, ckpt/, state/, videos/
 runs/<n>/       TensorBoard event files
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -30,6 +31,7 @@ from config import config_to_yaml
 from config_checks import check_run_name
 from config_schema import Config
 from event_file import AppendedFile, EventFile, disk_errors, encode_gif
+from seals import SEAL
 from utils import UserError, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
@@ -72,6 +74,7 @@ class RunDirectory:
         self.config_file = self.outputs / "config.yaml"
         self.status_file = self.outputs / "run.json"
         self.metrics_file = self.outputs / "metrics.jsonl"
+        self.seal_file = self.outputs / SEAL
         self.checkpoints = self.outputs / "ckpt"
         self.state = self.outputs / "state"
         self.videos = self.outputs / "videos"
@@ -136,6 +139,11 @@ class RunDirectory:
         content = json.dumps(asdict(status), indent=1).encode()
         write_atomically(self.status_file, lambda file: file.write(content))
 
+    def unseal(self) -> None:
+        """Remove the seal of a run that goes on."""
+        with disk_errors(self.seal_file):
+            self.seal_file.unlink(missing_ok=True)
+
     def read_status(self) -> dict[str, Any]:
         """What run.json says; {} if it is missing or not readable."""
         try:
@@ -172,7 +180,9 @@ class RunDirectory:
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths, the folder with the states last."""
         evaluations = self.root / "outputs" / EVALUATIONS
-        of_this_run = re.compile(rf"{re.escape(self.name)}((?:_episodes|_world_model|_\d+)?\.\w+)")
+        of_this_run = re.compile(
+            rf"{re.escape(self.name)}(_seal\.json|(?:_episodes|_world_model|_\d+)?\.\w+)"
+        )
         files = evaluations.iterdir() if evaluations.is_dir() else ()
         matches = [match for match in (of_this_run.fullmatch(file.name) for file in files) if match]
         moves = [(evaluations, match[0], match[1]) for match in matches]
@@ -198,6 +208,7 @@ class RunLogger:
         self._directory = directory
         self._events = EventFile(directory.tensorboard, first_step)
         self._metrics = AppendedFile(directory.metrics_file)
+        self._logged = hashlib.sha256()  # of all of metrics.jsonl, as it was logged
         if first_step == 0:
             self._metrics.truncate(0)
 
@@ -206,7 +217,9 @@ class RunLogger:
         numbers = {tag: float(value) for tag, value in values.items()}
         self._events.write_scalars(step, numbers)
         fields = {tag: value if math.isfinite(value) else None for tag, value in numbers.items()}
-        self._metrics.write(json.dumps({"step": int(step), **fields}).encode() + b"\n")
+        line = json.dumps({"step": int(step), **fields}).encode() + b"\n"
+        self._metrics.write(line)
+        self._logged.update(line)
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """Log a text (Markdown) to TensorBoard."""
@@ -229,16 +242,17 @@ class RunLogger:
         self._events.close()
         self._metrics.close()
 
-    def state_dict(self) -> dict[str, int]:
-        """Flush, and return how many bytes metrics.jsonl has."""
+    def state_dict(self) -> dict[str, int | str]:
+        """Flush, and return how many bytes metrics.jsonl has, and the SHA-256 of what was logged."""
         self.flush()
-        return {"metrics_offset": self._metrics.size}
+        return {"metrics_offset": self._metrics.size, "metrics_sha256": self._logged.hexdigest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
         """Cut metrics.jsonl back to where a state was saved.
 
         Returns lines to tell the user: one if the file is shorter than it was, so that metrics
-        are lost. Raises UserError if `state` is not of a logger.
+        are lost, or altered; the run's seal will then not fit it. Raises UserError if `state` is
+        not of a logger.
         """
         offset = state.get("metrics_offset")
         if type(offset) is not int or offset < 0:
@@ -247,9 +261,15 @@ class RunLogger:
             )
         size = self._metrics.size
         self._metrics.truncate(offset)
-        if size >= offset:
-            return []
-        return [f"{self._metrics.path} has {size} bytes and had {offset}: some logged metrics are lost"]
+        with disk_errors(self._metrics.path):
+            self._logged = hashlib.sha256(self._metrics.path.read_bytes())
+        expected = str(state.get("metrics_sha256", self._logged.hexdigest()))  # older states have none
+        altered = self._logged.hexdigest() != expected
+        if altered:
+            self._logged = hashlib.sha256(expected.encode())
+        if size < offset:
+            return [f"{self._metrics.path} has {size} bytes and had {offset}: some logged metrics are lost"]
+        return [f"{self._metrics.path} was altered since it was logged"] if altered else []
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from random_streams import RandomStreams, derive_seed
 from replay_buffer import ReplayBuffer
 from run_directory import RunDirectory, RunLogger, RunStatus, machine_facts
 from run_state import SavedState, StateStore
+from seals import seal_run
 from single_env import ignored_settings
 from sub_models import storm_checkpoint
 from sub_models.batch import Batch
@@ -260,7 +261,7 @@ class Session:
         """Write all that is needed to continue as if nothing had happened.
 
         What was saved just before is not saved twice, so that the state before the newest one
-        stays an earlier one.
+        stays an earlier one. A run that is no longer "running" is sealed.
         """
         progress = (self.step, self.credits, self.faults)
         if progress != self._saved_progress:
@@ -268,6 +269,9 @@ class Session:
             self._saved_progress = progress
         self._save_clock = time.monotonic()
         self.write_status(status)
+        if status != "running":
+            self.directory.save_config(self.config)
+            seal_run(self.directory.outputs, str(self.logger.state_dict()["metrics_sha256"]))
 
     def write_status(self, status: str) -> None:
         """Write run.json."""

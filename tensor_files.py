@@ -105,6 +105,19 @@ def verify_archive(path: Path, seal: str | None = None) -> int:
     return size
 
 
+def archive_seal(path: Path) -> str | None:
+    """The checksum that an archive carries, not compared with its bytes; None if it carries none.
+
+    Raises UserError if the file is not an archive.
+    """
+    size = regular_file_size(path)
+    try:
+        with open(path, "rb") as file:
+            return _read_seal(file, path, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def regular_file_size(path: Path) -> int:
     """Bytes of a regular file; UserError if there is none at `path` (a pipe could block for ever)."""
     try:

@@ -22,8 +22,9 @@ INTRODUCTION = """# Recorded results
 
 Atari 100k: scores of the checkpoint at step 100,000, by `python report.py record`. Each score links to the
 files it comes from: config, commit, hardware, time, evaluation CSV, every episode return, and the training
-metrics (thinned), with their checksums in `manifest.json`. Weights are not kept. This file is written by that
-command; scores published by others, and where they come from, are in `published.json`.
+metrics (thinned), with their checksums in `manifest.json`. Weights are not kept. A run is taken only if its
+files are those that training and evaluation sealed ([docs/reliability.md](../docs/reliability.md)). This file
+is written by that command; scores published by others, and where they come from, are in `published.json`.
 """
 
 

@@ -24,6 +24,7 @@ from reporting.entries import (
 )
 from reporting.files import is_return, metric_lines, read_episodes
 from reporting.runs import ENTRY_FILES, Run, RunFiles, load_run
+from seals import check_evaluation, check_run
 from utils import UserError, nearest
 
 FACTS = ("commit", "hardware", "started", "elapsed_s", "finished_step", "sample_max_steps")
@@ -36,8 +37,8 @@ def record_run(name: str, outputs: Path, results: Path, partial: bool = False) -
 
     A complete run has reached its last step, has metrics up to there, and is evaluated at step
     100,000 (a shorter one at its end). Raises UserError for a run that is not complete unless
-    `partial`, for one whose files contradict each other, and where an entry is in the way that
-    was altered or holds another complete run.
+    `partial`, for one whose files contradict each other or their seals, and where an entry is in
+    the way that was altered or holds another complete run.
     """
     check_run_name(name)
     files = RunFiles.of_output(name, outputs)
@@ -46,6 +47,8 @@ def record_run(name: str, outputs: Path, results: Path, partial: bool = False) -
     gaps = shortcomings(run)
     if gaps and not partial:
         raise UserError(f"{name} is not complete: {'; '.join(gaps)}. --partial records it as partial")
+    check_run(files.folder)
+    check_evaluation(files.evaluation, files.episodes, files.folder)
     folder = results / entry_path(run)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fake_runs import RESULTS, FakeRun, write_evaluations, write_run
+from tiny_runs import evaluate, train
 
 import report
 from reporting.entries import find_entries
@@ -15,6 +19,9 @@ from reporting.ledger import README, render_readme
 from reporting.published import load_published
 from reporting.record import KEPT_LINES, record_run, thin
 from reporting.runs import find_runs
+from seals import SEAL, check_run
+from session import Session
+from tensor_files import write_archive
 from utils import UserError
 
 BELOW = "below STORM's published minimum"
@@ -39,8 +46,7 @@ def record(root: Path, *names: str) -> str:
 
 def test_complete_run_stands_beside_the_published_range(tmp_path: Path, results: Path) -> None:
     name = write_run(tmp_path, FakeRun(score=80.0))
-    (tmp_path / "outputs" / name / "ckpt").mkdir()
-    (tmp_path / "outputs" / name / "ckpt" / "agent_100000.pth").write_bytes(b"weights")
+    assert (tmp_path / "outputs" / name / "ckpt" / "agent_100000.pth").is_file()
     text = record(tmp_path, name)
     entry = results / "STORM" / "Boxing" / "seed_0"
     assert "| Boxing | 79.7 (71.5 to 90.5) | [80.0](STORM/Boxing/seed_0/) (seed 0) | no run yet |" in text
@@ -158,6 +164,140 @@ def test_altered_run_is_refused_even_as_partial(tmp_path: Path, results: Path, a
     with pytest.raises(UserError, match=reason):
         record(tmp_path, "--partial", name)
     assert find_entries(results) == []
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def edit_score(tables: Path, name: str) -> None:
+    """Two points more, in the mean and in every episode."""
+    edit(tables / f"{name}.csv", "\n100000,80.0", "\n100000,82.0")
+    edit(tables / f"{name}_episodes.csv", ",82.0,100,0", ",84.0,100,0")
+    path = tables / f"{name}_episodes.csv"
+    path.write_text(path.read_text().replace(",78.0,100,0", ",80.0,100,0"))
+
+
+def edit_step(tables: Path, name: str, old: str, new: str) -> None:
+    for end in ("", "_episodes"):
+        edit(tables / f"{name}{end}.csv", f"\n{old},", f"\n{new},")
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap_evaluations(tables: Path, name: str) -> None:
+    """The tables of another seed, with their seal."""
+    other = write_run(tables.parents[1], FakeRun(seed=1, score=90.0))
+    for end in (".csv", "_episodes.csv", f"_{SEAL}"):
+        (tables / f"{other}{end}").replace(tables / f"{name}{end}")
+
+
+SEALED: list[tuple[Callable[[Path, Path, str], object], str]] = [
+    (lambda run, tables, name: edit(run / "config.yaml", "Lambda: 0.95", "Lambda: 0.9"), "config.yaml"),
+    (lambda run, tables, name: edit(run / "run.json", "a fake", "another"), "run.json"),
+    (
+        lambda run, tables, name: edit(run / "metrics.jsonl", '_reward": 80.0', '_reward": 81.0'),
+        "metrics.jsonl",
+    ),
+    (lambda run, tables, name: damage(run / "ckpt" / "agent_50000.pth"), "agent_50000.pth"),
+    (lambda run, tables, name: (run / "ckpt" / "agent_50000.pth").write_bytes(b""), "agent_50000.pth"),
+    (lambda run, tables, name: write_archive(run / "ckpt" / "agent_100000.pth", [1]), "agent_100000.pth"),
+    (lambda run, tables, name: write_archive(run / "ckpt" / "agent_7.pth", [1]), "agent_7.pth"),
+    (lambda run, tables, name: (run / "ckpt" / "agent_50000.pth").unlink(), "agent_50000.pth is missing"),
+    (lambda run, tables, name: (run / SEAL).write_text("["), f"{SEAL} was altered"),
+    (lambda run, tables, name: (run / SEAL).unlink(), f"has no {SEAL}"),
+    (lambda run, tables, name: edit(tables / f"{name}.csv", ",,4,0", ",,4,1"), r"seed_0.csv .* step 100000"),
+    (lambda run, tables, name: edit(tables / f"{name}_episodes.csv", ",100,0", ",99,0"), "_episodes.csv"),
+    (lambda run, tables, name: edit_score(tables, name), r"seed_0.csv .* step 100000"),
+    (lambda run, tables, name: edit_step(tables, name, "50000", "60000"), r"seed_0.csv .* step 50000"),
+    (lambda run, tables, name: swap_evaluations(tables, name), "played with other weights"),
+    (lambda run, tables, name: (tables / f"{name}_{SEAL}").unlink(), "evaluate that step again"),
+]
+
+
+@pytest.mark.parametrize(("alter", "reason"), SEALED)
+def test_run_that_differs_from_its_seal_is_refused(
+    tmp_path: Path, results: Path, alter: Callable[[Path, Path, str], object], reason: str
+) -> None:
+    name = write_run(tmp_path, FakeRun(score=80.0))
+    alter(tmp_path / "outputs" / name, tmp_path / "outputs" / "eval_result", name)
+    for options in ([], ["--partial"]):
+        with pytest.raises(UserError, match=reason):
+            record(tmp_path, *options, name)
+    assert find_entries(results) == []
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int, stop: Callable[[], object]) -> None:
+    original = Session.record
+
+    def recorded(self: Session, result: object) -> None:
+        original(self, result)
+        if self.step == step:
+            stop()
+
+    patch.setattr(Session, "record", recorded)
+
+
+def test_real_runs_are_sealed_when_they_end_or_stop(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, tables = tmp_path / "outputs" / "run", tmp_path / "outputs" / "eval_result"
+
+    def is_unsealed() -> None:
+        assert (folder / "ckpt" / "agent_50.pth").is_file() and not (folder / SEAL).exists()
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(tmp_path, "run").code == 75
+    record(tmp_path, "--partial", "run")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 70, is_unsealed)
+        assert train(tmp_path, "run").code == 0
+    assert evaluate(tmp_path, "-run_name=run").code == 0
+    assert "120 (complete)" in record(tmp_path, "run")
+
+    sealed = (folder / SEAL).read_bytes()
+    (folder / SEAL).unlink()  # as if it had died at its very end
+    edit(folder / "run.json", '"finished"', '"running"')
+    assert train(tmp_path, "run").code == 0
+    assert (folder / SEAL).read_bytes() == sealed
+    check_run(folder)
+
+    edit(tables / "run.csv", "\n50,", "\n50,1")
+    assert evaluate(tmp_path, "-run_name=run", "-checkpoints=last").code == 0
+    with pytest.raises(UserError, match=r"run.csv was altered.*step 50 "):
+        record(tmp_path, "run")
+    weights = [folder / "ckpt" / f"{model}_120.pth" for model in ("world_model", "agent")]
+    (tmp_path / "other").mkdir()
+    for path in weights:
+        shutil.copy(path.with_name(path.name.replace("120", "50")), tmp_path / "other" / path.name)
+    assert evaluate(tmp_path, "-run_name=run").code == 0
+    assert evaluate(tmp_path, "-run_name=run", "-ckpt_dir=other").code == 0
+    with pytest.raises(UserError, match="step 120 was played with other weights"):
+        record(tmp_path, "run")
+
+
+def test_metrics_altered_between_two_processes_are_refused(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(tmp_path, "run").code == 75
+    edit(
+        tmp_path / "outputs" / "run" / "metrics.jsonl",
+        '"replay_buffer/length": 60.0',
+        '"replay_buffer/length": 50.0',
+    )
+    result = train(tmp_path, "run", "JointTrainAgent.SampleMaxSteps=65")
+    assert result.code == 0 and "metrics.jsonl was altered" in result.err
+    with pytest.raises(UserError, match=r"metrics.jsonl was altered"):
+        record(tmp_path, "--partial", "run")
 
 
 @pytest.mark.parametrize("file", ["evaluation.csv", "config.yaml", "metrics.jsonl", "extra.txt"])

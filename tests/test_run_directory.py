@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ class TestFiles:
             directory.lock()
             directory.save_config(Config())
             RunLogger(directory).close()
-            for end in (".csv", "_episodes.csv", "-other.csv"):
+            for end in (".csv", "_episodes.csv", "_seal.json", "-other.csv"):
                 (evaluations / f"Boxing{end}").touch()
             assert directory.archive() == f"Boxing.archived-{number}"
             assert not directory.exists()
@@ -232,7 +233,11 @@ class TestFiles:
             assert len(list(archived.tensorboard.iterdir())) == 1
         assert sorted(entry.name for entry in evaluations.iterdir()) == [
             "Boxing-other.csv",
-            *(f"Boxing.archived-{number}{end}.csv" for number in (1, 2) for end in ("", "_episodes")),
+            *(
+                f"Boxing.archived-{number}{end}"
+                for number in (1, 2)
+                for end in (".csv", "_episodes.csv", "_seal.json")
+            ),
         ]
         ready = fork.Event()
         process = fork.Process(target=hold_lock, args=(tmp_path, ready))
@@ -401,6 +406,33 @@ class TestResume:
         logger.scalars(2, {"a": 2})
         logger.close()
         assert read_lines(directory) == [{"step": 2, "a": 2}]
+
+    def test_altered_lines_are_said_and_stay_known(self, tmp_path: Path) -> None:
+        directory = RunDirectory("Boxing", tmp_path)
+        logger = RunLogger(directory)
+        logger.scalars(1, {"a": 1})
+        state = logger.state_dict()
+        logger.close()
+        assert state["metrics_sha256"] == sha256(directory.metrics_file.read_bytes()).hexdigest()
+        directory.metrics_file.write_text('{"step": 1, "a": 2.0}\n')
+        for step in (2, 3):  # the second process continues from a state of the first
+            logger = RunLogger(directory, first_step=step)
+            assert "was altered" in logger.load_state_dict(state)[0]
+            logger.scalars(step, {"a": step})
+            state = logger.state_dict()
+            logger.close()
+            assert state["metrics_sha256"] != sha256(directory.metrics_file.read_bytes()).hexdigest()
+
+    def test_states_without_a_checksum_are_continued(self, tmp_path: Path) -> None:
+        directory = RunDirectory("Boxing", tmp_path)
+        directory.outputs.mkdir(parents=True)
+        directory.metrics_file.write_text('{"step": 1, "a": 1.0}\n')
+        logger = RunLogger(directory, first_step=2)
+        assert logger.load_state_dict({"metrics_offset": directory.metrics_file.stat().st_size}) == []
+        logger.scalars(2, {"a": 2})
+        state = logger.state_dict()
+        logger.close()
+        assert state["metrics_sha256"] == sha256(directory.metrics_file.read_bytes()).hexdigest()
 
     @pytest.mark.parametrize(
         "state", [{}, {"metrics_offset": -1}, {"metrics_offset": "1"}, {"metrics_offset": True}]
