@@ -11,9 +11,10 @@ configs=(STORM)
 
 set -uo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-[[ -z "${GAMES:-}" ]] || read -r -a games <<<"$GAMES"
-[[ -z "${SEEDS:-}" ]] || read -r -a seeds <<<"$SEEDS"
-[[ -z "${CONFIG:-}" ]] || read -r -a configs <<<"$CONFIG"
+[[ -z "${GAMES:-}" ]] || read -r -d '' -a games <<<"$GAMES"
+[[ -z "${SEEDS:-}" ]] || read -r -d '' -a seeds <<<"$SEEDS"
+[[ -z "${CONFIG:-}" ]] || read -r -d '' -a configs <<<"$CONFIG"
+((${#games[@]} * ${#seeds[@]} * ${#configs[@]} > 0)) || fail "GAMES, SEEDS and CONFIG must each name at least one"
 
 # Whether every saved checkpoint of a run has its line in the run's CSV.
 is_evaluated() {

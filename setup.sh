@@ -51,9 +51,9 @@ absolute_path() {
   printf '%s' "${path#"$STORM_ROOT/"}"
 }
 
-# has_packages PYTHON REQUIREMENTS_FILE: whether every requirement is installed in a wanted version.
+# has_packages PYTHON REQUIREMENTS_FILE: whether it is a Python with every requirement in a wanted version.
 has_packages() {
-  "$1" - "$STORM_ROOT/$2" 2>/dev/null <<'PY'
+  "$1" - "$STORM_ROOT/$2" 2>/dev/null <<'PY' | grep -qx "it has them"
 import pathlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -85,7 +85,8 @@ def requirements(path):
 
 
 wanted = [item for item in requirements(pathlib.Path(sys.argv[1])) if not item.marker or item.marker.evaluate()]
-sys.exit(sys.version_info < (3, 10) or not all(map(is_met, wanted)))
+if sys.version_info >= (3, 10) and all(map(is_met, wanted)):
+    print("it has them")
 PY
 }
 
@@ -144,7 +145,7 @@ set_up() {
   local requirements=$1 python
   if [[ -n "${STORM_PYTHON:-}" ]]; then
     has_packages "$STORM_PYTHON" "$requirements" ||
-      fail "STORM_PYTHON=$STORM_PYTHON: lacks packages: run '$STORM_PYTHON -m pip install -r $requirements'"
+      fail "STORM_PYTHON=$STORM_PYTHON: is no Python or lacks packages: run '$STORM_PYTHON -m pip install -r $requirements'"
     return
   fi
   python=$(active_python)
@@ -176,7 +177,7 @@ check_card() {
 
 if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
   set -uo pipefail
-  case "${1:-}" in
+  case "$*" in
     "") set_up requirements.txt ;;
     --dev) set_up requirements-dev.txt ;;
     *) fail "usage: ./setup.sh [--dev]" ;;

@@ -15,12 +15,12 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
 fi
 
 # The run of an array job's task: configs vary fastest, then games, then seeds. Names are separated by
-# spaces or commas; atari100k stands for the 26 games of the benchmark.
+# white space or commas; atari100k stands for the 26 games of the benchmark.
 if [[ "${1:-}" == --array ]]; then
   [[ $# -ge 4 ]] || fail 'usage: ./train.sh --array "<games>" "<seeds>" "<configs>" [Section.Key=value ...]'
-  read -r -a games <<<"${2//,/ }"
-  read -r -a seeds <<<"${3//,/ }"
-  read -r -a configs <<<"${4//,/ }"
+  read -r -d '' -a games <<<"${2//,/ }"
+  read -r -d '' -a seeds <<<"${3//,/ }"
+  read -r -d '' -a configs <<<"${4//,/ }"
   if [[ "${games[*]}" == atari100k ]]; then
     set_up requirements.txt
     games=($("$STORM_PYTHON" -c \

@@ -99,6 +99,8 @@ def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[s
     those), or several of them separated by commas. Raises UserError if one selects nothing, or if
     no selected run is readable.
     """
+    if any(not _split([pattern]) for pattern in patterns):
+        raise UserError("an empty name selects no run; without any name, all of them are taken")
     known = _known_names(outputs)
     selected: dict[Path, RunFiles] = {}
     for pattern in _split(patterns) or ["*"]:

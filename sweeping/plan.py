@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from resume import check_resumable
 from run_directory import RunDirectory
 from run_state import StateStore
 from single_env import find_spec
-from sweeping.options import Options
+from sweeping.options import LOCAL, Options
 from sweeping.runs import EVALUATE, TRAIN, SweepRun, parse_eval_options
 from utils import UserError, nearest
 
@@ -20,9 +21,10 @@ from utils import UserError, nearest
 def plan_runs(options: Options) -> list[SweepRun]:
     """The runs of a grid, all of their settings checked.
 
-    Raises UserError for an unknown game, config or setting, and for a run that exists with
-    other settings.
+    Raises UserError for an unknown game, config or setting, for a run that exists with other
+    settings, and for one that needs more cores than there are.
     """
+    _check_cores(options)
     parse_eval_options(options.eval_options)
     paths = {config: _find_config(config) for config in options.configs}
     environments = {game: environment_id(game) for game in options.games}
@@ -40,6 +42,12 @@ def plan_runs(options: Options) -> list[SweepRun]:
             raise UserError(f"two runs of the grid would be named {run.name}: rename one of the configs")
         runs[run.name] = run
     return list(runs.values())
+
+
+def _check_cores(options: Options) -> None:
+    cores, wanted = os.cpu_count(), options.cpus_per_run
+    if options.address == LOCAL and cores is not None and wanted > cores:
+        raise UserError(f"cpus_per_run={wanted:g}: more than this machine has, which is {cores}")
 
 
 def _plan_run(options: Options, base: Config, path: str, cell: tuple[str, ...]) -> SweepRun:

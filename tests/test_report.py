@@ -212,7 +212,9 @@ def test_wrong_command_lines_are_one_line(tmp_path: Path) -> None:
     outputs = ["--outputs", str(tmp_path / "outputs")]
     with pytest.raises(UserError, match=r"Boxing-STORM-seed_9.*did you mean 'Boxing-STORM-seed_0'"):
         report.main([*outputs, "Boxing-STORM-seed_9"])
-    for arguments in (["--nonsense"], ["compare", "A"], ["--outputs", str(tmp_path / "nothing")]):
+    empty = [["--nonsense"], ["compare", "A"], ["--outputs", str(tmp_path / "nothing")]]
+    empty += [[*outputs, ""], [*outputs, "Boxing*", " , "], ["compare", *outputs, "", "Boxing*"]]
+    for arguments in empty:
         with pytest.raises(UserError):
             report.main(arguments)
     command = [sys.executable, str(Path(report.__file__)), *outputs, "Pong*"]

@@ -47,6 +47,7 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
     ("script", "arguments", "words"),
     [
         ("setup.sh", ["--what"], ["usage", "--dev"]),
+        ("setup.sh", ["--dev", "junk"], ["usage", "--dev"]),
         ("train.sh", [], ["usage", "<env_name> <seed> <config>"]),
         ("train.sh", ["Boxing", "0"], ["usage"]),
         ("train.sh", ["", "0", "STORM"], ["environment name ''"]),
@@ -78,6 +79,8 @@ def test_wrong_arguments_give_one_line_and_exit_code_2(
         ({"GAMES": "Boxing", "SEEDS": "x"}, "seed 'x'"),
         ({"CONFIG": "STORM none"}, "config 'none'"),
         ({"GAMES": "Bo;xing"}, "environment name 'Bo;xing'"),
+        ({"GAMES": "Boxing\nBo;xing"}, "environment name 'Bo;xing'"),
+        ({"GAMES": " \n"}, "must each name at least one"),
     ],
 )
 def test_eval_manager_checks_its_grid_first(variables: dict[str, str], words: str) -> None:
@@ -130,6 +133,13 @@ def test_evals_passes_its_arguments_on(copy: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("program", ["/bin/true", "/bin/echo", "/no/such/python"])
+def test_a_program_that_is_no_python_is_refused(copy: Path, program: str) -> None:
+    result = call(copy, "train.sh", "Pong", "0", "STORM", STORM_PYTHON=program)
+    assert result.returncode == 2 and result.stdout == "" and len(result.stderr.splitlines()) == 1
+    assert f"STORM_PYTHON={program}: is no Python or lacks packages" in result.stderr
+
+
 def make_run(folder: Path, name: str, steps: list[int], evaluated: list[int]) -> None:
     checkpoints = folder / "outputs" / name / "ckpt"
     checkpoints.mkdir(parents=True)
@@ -147,7 +157,9 @@ def test_eval_manager_skips_what_is_done_and_lists_what_failed(copy: Path) -> No
     make_run(copy, "Boxing-STORM-seed_0", [5000, 10000], [5000, 10000])
     make_run(copy, "Boxing-STORM-seed_1", [5000, 10000], [10000])
     make_run(copy, "Pong-STORM-seed_0", [5000], [])
-    result = call(copy, "eval_manager.sh", "-greedy", GAMES="Pong ALE/Boxing-v5", SEEDS="0 1", CONFIG="STORM")
+    result = call(
+        copy, "eval_manager.sh", "-greedy", GAMES="Pong\nALE/Boxing-v5", SEEDS="0 1", CONFIG="STORM"
+    )
     assert result.returncode == 1
     assert "Boxing-STORM-seed_0: already evaluated, skipped" in result.stdout
     assert "-run_name=Boxing-STORM-seed_0" not in result.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-GRID = ["Boxing CarRacing-v3", "0,7", "STORM GITSTORM STORM-tiny"]
+GRID = ["Boxing\nCarRacing-v3", "0,7", "STORM GITSTORM STORM-tiny"]
 TRAIN = """\
 import json, os, signal, sys, time
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
@@ -64,7 +64,7 @@ def test_the_tasks_are_the_grid_each_run_once(copy: Path) -> None:
     from sweeping.options import parse_options
     from sweeping.plan import environment_id
 
-    texts = (text.replace(" ", ",") for text in GRID)
+    texts = (",".join(text.split()) for text in GRID)
     words = [f"{name}={text}" for name, text in zip(("games", "seeds", "configs"), texts, strict=True)]
     grid = parse_options(words).grid()
     expected = [

@@ -56,6 +56,7 @@ def test_only_evaluating_takes_the_options_of_eval() -> None:
         (["games=Pong", "configs=STROM"], "did you mean 'STORM'"),
         (["games=Pong", "seeds=-1"], "'-1': must be a whole number"),
         (["games=Pong", "cpus_per_run=0"], "greater than 0"),
+        (["games=Pong", "cpus_per_run=1024"], "cpus_per_run=1024: more than this machine has"),
         (["games=Pong", "gpus_per_run=2"], "from 0 to 1"),
         (["games=Pong", "retries=x"], "whole number"),
         (["games=Pong", "evaluate=perhaps"], "true or false"),
