@@ -23,6 +23,8 @@ def section(cls: type) -> Any:
 
 @dataclass
 class BasicSettings:
+    """The run: its name, game, device and precision."""
+
     Seed: int = key(0, "seed of every random stream of the run")
     ImageSize: int = key(64, "side of the square observation in pixels; 4·2^n with n >= 2")
     ReplayBufferOnGPU: bool = key(True, "keep the replay buffer on the training device")
@@ -44,6 +46,8 @@ class BasicSettings:
 
 @dataclass
 class Environment:
+    """The game as the agent plays it, and what is done about its faults."""
+
     FrameSkip: int = key(4, "emulator frames per agent step")
     StickyActions: float = key(0.25, "probability that a frame repeats the previous action")
     MaxEpisodeFrames: int = key(108_000, "emulator frames after which an episode is truncated")
@@ -54,6 +58,8 @@ class Environment:
 
 @dataclass
 class JointTrainAgent:
+    """The training loop: how much is played, learned, imagined, logged and saved."""
+
     ModelType: str = key("STORM", "STORM (MLP prior) or GITSTORM (MaskGIT prior)")
     SampleMaxSteps: int = key(102_000, "environment steps of the run")
     BufferMaxLength: int = key(100_000, "replay capacity in steps, all environments together")
@@ -79,6 +85,8 @@ class JointTrainAgent:
 
 @dataclass
 class WorldModel:
+    """Encoder, sequence model, heads and loss of the world model."""
+
     InChannels: int = key(3, "image channels")
     StemChannels: int = key(32, "channels of the encoder's first convolution; each next one doubles")
     NumLatents: int = key(32, "categorical latent variables", "K")
@@ -105,6 +113,8 @@ class WorldModel:
 
 @dataclass
 class Agent:
+    """Actor and critic."""
+
     NumLayers: int = key(2, "hidden layers of actor and critic")
     HiddenDim: int = key(512, "their width")
     NormEps: float = key(1e-5, "epsilon of their LayerNorms")
@@ -125,6 +135,8 @@ class Agent:
 
 @dataclass
 class MaskGitTransformer:
+    """The bidirectional transformer of the MaskGIT prior."""
+
     EmbedDim: int = key(128, "width of the bidirectional transformer")
     MlpDim: int = key(128, "hidden width of its MLPs")
     NumHeads: int = key(8, "attention heads")
@@ -135,6 +147,8 @@ class MaskGitTransformer:
 
 @dataclass
 class MaskGit:
+    """The MaskGIT prior and its sampling plan; GITSTORM only."""
+
     VocabSize: int | None = key(None, "must equal NumClasses; unset takes it", "C")
     VocabDim: int = key(128, "width of the token embeddings")
     T_revise: int = key(1, "groups of each revise sweep", "T_revise")
@@ -149,6 +163,8 @@ class MaskGit:
 
 @dataclass
 class Models:
+    """The networks."""
+
     WorldModel: WorldModel = section(WorldModel)
     Agent: Agent = section(Agent)
     MaskGit: MaskGit = section(MaskGit)
@@ -156,6 +172,8 @@ class Models:
 
 @dataclass
 class Evaluation:
+    """How checkpoints are scored, filmed and judged."""
+
     NumEpisodes: int = key(20, "episodes per checkpoint")
     NumEnvs: int = key(5, "parallel environments of an evaluation")
     VideoWindows: int = key(4, "trajectories side by side in an imagination video")
@@ -166,6 +184,8 @@ class Evaluation:
 
 @dataclass
 class Health:
+    """Bounds of the health findings; they change nothing in training."""
+
     MinEntropy: float = key(0.02, "posterior or policy entropy, over the uniform's, below which to look")
     MaxEntropy: float = key(0.98, "posterior entropy, over the uniform's, above which to look")
     MaxRewardGap: float = key(0.5, "relative difference of imagined and real reward above which to look")
@@ -175,6 +195,8 @@ class Health:
 
 @dataclass
 class Config:
+    """A whole configuration, one section of YAML per field."""
+
     Task: str = key("JointTrainAgent", "the only task; kept so that the release's files load")
     BasicSettings: BasicSettings = section(BasicSettings)
     Environment: Environment = section(Environment)
