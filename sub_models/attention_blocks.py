@@ -18,20 +18,31 @@ class KeyValueCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self.keys: Tensor | None = None  # (B, heads, capacity, head_dim), 0 where nothing is yet
+        self.values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, heads, T, head_dim) keys and values; return all of them so far."""
         end = self.length + keys.shape[2]
         assert end <= self.capacity, f"cache of {self.capacity} tokens cannot hold {end}"
-        if self._keys is None:
+        if self.keys is None:
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
-        self._keys[:, :, self.length : end] = keys
-        self._values[:, :, self.length : end] = values
+            self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
         self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def attend_on_cpu(query: Tensor, cache: KeyValueCache) -> Tensor:
+    """Attention of one query per sequence, (B, heads, 1, head_dim), over the whole memory of a cache.
+
+    For a single query the fused kernel of a CPU is several times slower than two products, and
+    these are fastest over memory without gaps, of which the unused end is masked.
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ cache.keys.transpose(-1, -2)
+    scores[..., cache.length :] = -torch.inf
+    return scores.softmax(dim=-1).to(query.dtype) @ cache.values
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -67,17 +78,21 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key, value)
         first_chunk = key.shape[2] == time
-        mask = None
-        if self.causal and not first_chunk and time > 1:
-            mask = causal_mask(time, key.shape[2], x.device)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=self.causal and first_chunk and time > 1,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        if cache is not None and time == 1 and x.device.type == "cpu" and not dropout:
+            mixed = attend_on_cpu(query, cache)
+        else:
+            mask = None
+            if self.causal and not first_chunk and time > 1:
+                mask = causal_mask(time, key.shape[2], x.device)
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=self.causal and first_chunk and time > 1,
+            )
         return self.output(rearrange(mixed, "b heads t d -> b t (heads d)"))
 
 
