@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +166,13 @@ class Execution:
 
         The context opens and closes within the function, so that no cast weight outlives an update.
         """
-        attention = partial(sdpa_kernel, SDPBackend.MATH) if self.plain_attention else nullcontext
 
         def with_precision(*arguments: Any) -> Any:
+            plain = self.plain_attention and torch.is_grad_enabled()
+            attention = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
             with (
                 torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-                attention(),
+                attention,
             ):
                 return function(*arguments)
 
