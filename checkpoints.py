@@ -102,4 +102,5 @@ def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source:
 
 
 def _plain_name(name: str) -> str:
-    return name.replace("_orig_mod.", "")
+    """The name without torch.compile's prefix, and as the heads are named since 2026-11-22."""
+    return name.replace("_orig_mod.", "").replace("_head.layers.", "_head.")

@@ -111,6 +111,11 @@ class TestRoundTrip:
         load_into(compiled, state, "w.pth")
         assert torch.equal(compiled[0]._orig_mod.weight, state["0.weight"])
 
+    def test_heads_of_earlier_files(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pth"
+        torch.save({"reward_head.layers.0.weight": torch.ones(2)}, path)
+        assert set(load_weights(path)) == {"reward_head.0.weight"}
+
     def test_file_of_plain_torch_save(self, tmp_path: Path) -> None:
         module = small_network()
         torch.save(module.state_dict(), tmp_path / "foreign.pth")

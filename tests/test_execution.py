@@ -142,16 +142,18 @@ def test_a_function_that_cannot_be_compiled_runs_eagerly_and_says_why(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_compiled_agrees_with_eager_on_a_cpu(model_type: str) -> None:
+def test_compiled_agrees_with_eager_on_a_cpu(model_type: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_compiled_agrees(model_type, "cpu", updates=2)
+    assert "cannot compile" not in caplog.text
 
 
 @needs_gpu
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_graphs_agree_with_eager_on_a_gpu(model_type: str) -> None:
+def test_graphs_agree_with_eager_on_a_gpu(model_type: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     assert_compiled_agrees(model_type, "cuda", updates=6)
+    assert "running it eagerly" not in caplog.text
 
 
 @needs_gpu
