@@ -1,6 +1,6 @@
 """Trains STORM and GIT-STORM on Diagnostic/Catch-v0 over several seeds and evaluates them.
 
-    python experiments/catch.py --seeds 0 1 2 3 4 [--out results/catch]
+    python experiments/catch.py --seeds 0 1 2 3 4 [--enough 0.9] [--out results/catch]
 
 Runs go to outputs/ of the present folder, two at a time on one thread each; a run that is there
 already is continued or, if finished, only evaluated. Writes <out>/summary.json: for each run the
@@ -11,13 +11,12 @@ averaged 0.8.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-import os
-import signal
+import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 
 import torch
 
-from run_directory import RunDirectory, machine_facts
+from experiments.training import AT_A_TIME, evaluate, run_facts, start_training, stop, training_returns
+from run_directory import machine_facts
 from utils import OneLineParser, run_cli, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("STORM", "GITSTORM")
 TARGET = 0.8  # mean return; 1 is perfect, random play -0.6
 AVERAGED = 50  # training episodes
 EVALUATED = 200  # evaluation episodes
-AT_A_TIME = 2
+PAUSE = 1.0  # seconds between two looks at a run
+SAVE_EVERY = 100  # steps between checkpoints where training may stop early
+SAVED = (0, 75)  # exit codes of a run that finished, or that saved and stopped
 
 
 def run_name(model: str, seed: int) -> str:
@@ -42,88 +43,50 @@ def run_name(model: str, seed: int) -> str:
     return f"Catch-{model}-catch-seed_{seed}"
 
 
-def start_training(model: str, seed: int, folder: Path) -> subprocess.Popen[bytes]:
-    """Begin or continue training in `folder`, on one thread; its log is <run>.log there."""
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        f"BasicSettings.config_path={ROOT / 'config_files' / f'{model}-catch.yaml'}",
-        f"BasicSettings.Seed={seed}",
-        f"BasicSettings.n={run_name(model, seed)}",
-        "BasicSettings.device=cpu",
-        "BasicSettings.silent=True",
-    ]
-    with (folder / f"{run_name(model, seed)}.log").open("wb") as log:
-        return subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+def start(model: str, seed: int, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """Begin or continue a run."""
+    settings = [f"BasicSettings.Seed={seed}", *overrides]
+    return start_training(run_name(model, seed), f"{model}-catch", settings, folder)
 
 
-def training_returns(model: str, seed: int, folder: Path) -> list[tuple[int, float]]:
-    """(step, return) of every training episode logged so far."""
-    file = RunDirectory(run_name(model, seed), folder).metrics_file
-    if not file.is_file():
-        return []
-    lines = [line for line in file.read_text().split("\n")[:-1] if "_reward" in line]  # whole lines only
-    records = [json.loads(line) for line in lines]
-    return [
-        (record["step"], value)
-        for record in records
-        for tag, value in record.items()
-        if tag.startswith("sample/") and tag.endswith("_reward")
-    ]
-
-
-def steps_needed(returns: list[tuple[int, float]]) -> int | None:
-    """The first step at which the last 50 episodes average 0.8; None if there is none."""
+def steps_needed(returns: list[tuple[int, float]], mean: float = TARGET) -> int | None:
+    """The first step at which the last 50 episodes average `mean`; None if there is none."""
     for end in range(AVERAGED, len(returns) + 1):
-        if sum(value for _, value in returns[end - AVERAGED : end]) >= TARGET * AVERAGED:
+        if sum(value for _, value in returns[end - AVERAGED : end]) >= mean * AVERAGED:
             return returns[end - 1][0]
     return None
 
 
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask training to save and stop; its exit code."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    return process.wait()
-
-
-def evaluate(model: str, seed: int, folder: Path) -> list[float]:
-    """Returns of 200 fresh episodes with the last checkpoint."""
-    name = run_name(model, seed)
-    command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={name}", "-checkpoints=last"]
-    command += [f"-num_episodes={EVALUATED}", "-device=cpu"]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with (folder / "outputs" / "eval_result" / f"{name}_episodes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = max(int(row["step"]) for row in rows)
-    return [float(row["return"]) for row in rows if int(row["step"]) == last]
-
-
-def measure(model: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train and evaluate one run; its row of the summary."""
-    process = start_training(model, seed, folder)
-    if process.wait():
+def train(model: str, seed: int, folder: Path, enough: float) -> None:
+    """Train to the end, or until the last 50 training episodes average `enough`."""
+    early = [f"JointTrainAgent.SaveEverySteps={SAVE_EVERY}"] if enough < math.inf else []
+    process = start(model, seed, folder, *early)
+    while process.poll() is None:
+        time.sleep(PAUSE)
+        if steps_needed(training_returns(run_name(model, seed), folder), enough) is not None:
+            stop(process)
+    if process.returncode not in SAVED:
         raise RuntimeError(f"{run_name(model, seed)} ended with code {process.returncode}; see its log")
-    returns = evaluate(model, seed, folder)
-    mean = sum(returns) / len(returns)
-    variance = sum((value - mean) ** 2 for value in returns) / (len(returns) - 1)
-    run = json.loads(RunDirectory(run_name(model, seed), folder).status_file.read_text())
+
+
+def measure(model: str, seed: int, folder: Path, enough: float) -> dict[str, Any]:
+    """Train and evaluate one run; its row of the summary."""
+    train(model, seed, folder, enough)
+    name = run_name(model, seed)
+    returns = evaluate(name, EVALUATED, folder)
     row = {
         "model": model,
         "seed": seed,
-        "steps_to_target": steps_needed(training_returns(model, seed, folder)),
-        "trained_steps": run["finished_step"],
+        "steps_to_target": steps_needed(training_returns(name, folder)),
         "evaluation_episodes": len(returns),
-        "mean_return": mean,
-        "standard_error": math.sqrt(variance / len(returns)),
-        "training_minutes": round(run["elapsed_s"] / 60, 2),
-        "commit": run["commit"],
+        "mean_return": statistics.fmean(returns),
+        "standard_error": statistics.stdev(returns) / math.sqrt(len(returns)),
+        **run_facts(name, folder),
     }
     print(
-        f"{model} seed {seed}: {mean:.2f} ± {row['standard_error']:.2f} over {len(returns)} episodes, "
-        f"{TARGET} at step {row['steps_to_target']}, {row['training_minutes']} minutes",
+        f"{model} seed {seed}: {row['mean_return']:.2f} ± {row['standard_error']:.2f} over {len(returns)} "
+        f"episodes after {row['trained_steps']} steps, {TARGET} at step {row['steps_to_target']}, "
+        f"{row['training_minutes']} minutes",
         flush=True,
     )
     return row
@@ -135,10 +98,16 @@ def main(arguments: list[str]) -> int:
     parser = OneLineParser(prog="experiments/catch.py", description=__doc__, formatter_class=layout)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default 0 1 2 3 4")
     parser.add_argument("--out", type=Path, default=Path("results/catch"), help="folder of the summary")
+    parser.add_argument(
+        "--enough",
+        type=float,
+        default=math.inf,
+        help=f"stop training once {AVERAGED} training episodes average this much (default: never)",
+    )
     options = parser.parse_args(arguments)
     pairs = [(model, seed) for seed in options.seeds for model in MODELS]
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = list(pool.map(lambda pair: measure(*pair, Path.cwd()), pairs))
+        rows = list(pool.map(lambda pair: measure(*pair, Path.cwd(), options.enough), pairs))
     summary = {
         "command": " ".join(["python", "experiments/catch.py", *arguments]),
         **machine_facts(torch.device("cpu")),

@@ -7,34 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from experiments import catch
+from experiments import catch, training
 
 LIMIT = 3000  # environment steps
-SAVED = (0, 75)  # exit codes of a run that finished, or that saved and stopped
-PAUSE = 1.0  # seconds between two looks at the logs
 
 
 @pytest.mark.timeout(1800)
 def test_storm_and_gitstorm_learn_catch(tmp_path: Path) -> None:
-    processes = {model: catch.start_training(model, 0, tmp_path) for model in catch.MODELS}
+    processes = {model: catch.start(model, 0, tmp_path) for model in catch.MODELS}
     needed: dict[str, int] = {}
     codes: dict[str, int] = {}
     try:
         while len(codes) < len(processes):
-            time.sleep(PAUSE)
+            time.sleep(catch.PAUSE)
             for model in processes.keys() - codes.keys():
                 ended = processes[model].poll() is not None
-                step = catch.steps_needed(catch.training_returns(model, 0, tmp_path))
+                step = catch.steps_needed(training.training_returns(catch.run_name(model, 0), tmp_path))
                 if step is not None:
                     needed[model] = step
                 if ended or step is not None:
-                    codes[model] = catch.stop(processes[model])
+                    codes[model] = training.stop(processes[model])
     finally:
         for process in processes.values():
             process.kill()
             process.wait()
     logs = {model: (tmp_path / f"{catch.run_name(model, 0)}.log").read_text()[-2000:] for model in processes}
-    assert all(code in SAVED for code in codes.values()), logs
+    assert all(code in catch.SAVED for code in codes.values()), logs
     assert needed.keys() == processes.keys() and max(needed.values()) < LIMIT, (needed, logs)
 
 
@@ -54,9 +52,9 @@ def test_steps_needed_is_when_fifty_episodes_average_the_target(
 
 
 def test_training_returns_are_read_from_whole_lines(tmp_path: Path) -> None:
-    assert catch.training_returns("STORM", 0, tmp_path) == []
-    file = tmp_path / "outputs" / catch.run_name("STORM", 0) / "metrics.jsonl"
+    assert training.training_returns("run", tmp_path) == []
+    file = tmp_path / "outputs" / "run" / "metrics.jsonl"
     file.parent.mkdir(parents=True)
     episode = '{"step": 9, "sample/Diagnostic/Catch-v0_reward": -1.0, "sample/x_episode_steps": 9}\n'
     file.write_text(episode + '{"step": 10, "WorldModel/real_reward": 0.5}\n{"step": 18, "sample/Diagn')
-    assert catch.training_returns("STORM", 0, tmp_path) == [(9, -1.0)]
+    assert training.training_returns("run", tmp_path) == [(9, -1.0)]

@@ -1,0 +1,81 @@
+"""What the experiments share: train runs in processes of their own, read their returns, evaluate them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+AT_A_TIME = 2  # runs side by side, on one thread each
+
+
+def start_training(run_name: str, config: str, overrides: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Begin or continue the run `run_name` in `folder`, on one CPU thread; its log is <run_name>.log there.
+
+    Args:
+        config: a file of config_files/, without its ending. overrides: settings besides.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"BasicSettings.config_path={ROOT / 'config_files' / config}.yaml",
+        f"BasicSettings.n={run_name}",
+        "BasicSettings.device=cpu",
+        "BasicSettings.NumThreads=1",
+        "BasicSettings.silent=True",
+        *overrides,
+    ]
+    with (folder / f"{run_name}.log").open("wb") as log:
+        return subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask training to save and stop; its exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    return process.wait()
+
+
+def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
+    """(step, return) of every training episode that a run has logged so far."""
+    file = RunDirectory(run_name, folder).metrics_file
+    if not file.is_file():
+        return []
+    lines = [line for line in file.read_text().split("\n")[:-1] if "_reward" in line]  # whole lines only
+    records = [json.loads(line) for line in lines]
+    return [
+        (record["step"], value)
+        for record in records
+        for tag, value in record.items()
+        if tag.startswith("sample/") and tag.endswith("_reward")
+    ]
+
+
+def evaluate(run_name: str, episodes: int, folder: Path) -> list[float]:
+    """Returns of fresh episodes with a run's last checkpoint."""
+    command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", "-checkpoints=last"]
+    command += [f"-num_episodes={episodes}", "-device=cpu"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "outputs" / "eval_result" / f"{run_name}_episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = max(int(row["step"]) for row in rows)
+    return [float(row["return"]) for row in rows if int(row["step"]) == last]
+
+
+def run_facts(run_name: str, folder: Path) -> dict[str, object]:
+    """What a run's own record says of its length, time and source."""
+    run = json.loads(RunDirectory(run_name, folder).status_file.read_text())
+    return {
+        "trained_steps": run["finished_step"],
+        "training_minutes": round(run["elapsed_s"] / 60, 2),
+        "commit": run["commit"],
+    }
