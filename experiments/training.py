@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from run_directory import RunDirectory
+from checkpoints import list_checkpoints
+from run_directory import EVALUATIONS, RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_A_TIME = 2  # runs side by side, on one thread each
@@ -61,14 +62,22 @@ def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
 
 
 def evaluate(run_name: str, episodes: int, folder: Path) -> list[float]:
-    """Returns of fresh episodes with a run's last checkpoint."""
-    command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", "-checkpoints=last"]
-    command += [f"-num_episodes={episodes}", "-device=cpu"]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with (folder / "outputs" / "eval_result" / f"{run_name}_episodes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = max(int(row["step"]) for row in rows)
-    return [float(row["return"]) for row in rows if int(row["step"]) == last]
+    """Returns of fresh episodes with a run's last checkpoint, played unless they were before."""
+    step = list_checkpoints(RunDirectory(run_name, folder).checkpoints)[-1]
+    if len(evaluated_returns(run_name, step, folder)) != episodes:
+        command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
+        command += [f"-num_episodes={episodes}", "-device=cpu"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return evaluated_returns(run_name, step, folder)
+
+
+def evaluated_returns(run_name: str, step: int, folder: Path) -> list[float]:
+    """Returns of the episodes that a checkpoint was evaluated on; none if it was not."""
+    path = folder / "outputs" / EVALUATIONS / f"{run_name}_episodes.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [float(row["return"]) for row in csv.DictReader(file) if int(row["step"]) == step]
 
 
 def run_facts(run_name: str, folder: Path) -> dict[str, object]:

@@ -1,0 +1,130 @@
+"""Trains the tiny presets on a game over several seeds, and compares them with random play.
+
+    python experiments/quick_start.py [--game KungFuMaster] [--seeds 0 1 2] [--out results/quick_start]
+
+Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
+time on one thread each; a run that is there already is continued, or only evaluated. Writes
+<out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each run and
+of random play, with 95 % intervals (Student's t), and the returns of the training episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
+
+import numpy as np
+import torch
+from scipy import stats
+
+from config import load_config
+from evaluation import evaluate as play
+from evaluation import evaluation_environment
+from experiments.quick_start_figure import draw
+from experiments.training import AT_A_TIME, ROOT, evaluate, run_facts, start_training, training_returns
+from run_directory import machine_facts
+from utils import OneLineParser, run_cli, write_atomically
+
+PRESETS = ("STORM-tiny", "GITSTORM-tiny")
+EPISODES = 20
+CONFIDENCE = 0.95
+
+
+class RandomPlay:
+    """Acts uniformly at random, as a policy does."""
+
+    def __init__(self, num_envs: int, num_actions: int, seed: int) -> None:
+        self.num_envs, self.num_actions = num_envs, num_actions
+        self.generator = np.random.default_rng(seed)
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Actions int64 (N,)."""
+        return self.generator.integers(self.num_actions, size=self.num_envs)
+
+    def forget_last(self) -> None:
+        """Nothing is remembered."""
+
+
+def describe(returns: list[float]) -> dict[str, Any]:
+    """Mean, 95 % interval of the mean, and the returns themselves."""
+    error = stats.sem(returns)
+    low, high = stats.t.interval(CONFIDENCE, len(returns) - 1, statistics.fmean(returns), error or 1e-12)
+    return {
+        "mean_return": statistics.fmean(returns),
+        "interval": [float(low), float(high)],
+        "returns": returns,
+    }
+
+
+def play_randomly(game: str, seed: int) -> dict[str, Any]:
+    """Random play of as many episodes as each run is evaluated on."""
+    preset = ROOT / "config_files" / f"{PRESETS[0]}.yaml"
+    config = load_config([f"BasicSettings.config_path={preset}", f"BasicSettings.env_name=ALE/{game}-v5"])
+    num_envs = config.Evaluation.NumEnvs
+    environment = evaluation_environment(config, num_envs, seed)
+    try:
+        policy = RandomPlay(num_envs, environment.num_actions, seed)
+        return describe([episode.score for episode in play(policy, environment, EPISODES)])
+    finally:
+        environment.close()
+
+
+def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one run."""
+    name = f"{game}-{preset}-seed_{seed}"
+    settings = [f"BasicSettings.env_name=ALE/{game}-v5", f"BasicSettings.Seed={seed}"]
+    process = start_training(name, preset, settings, folder)
+    if process.wait():
+        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
+    row = {"preset": preset, "seed": seed, **describe(evaluate(name, EPISODES, folder))}
+    row |= run_facts(name, folder) | {"training_returns": training_returns(name, folder)}
+    low, high = row["interval"]
+    print(
+        f"{name}: {row['mean_return']:.0f} ({low:.0f} to {high:.0f}), {row['trained_steps']} steps in "
+        f"{row['training_minutes']:.0f} minutes",
+        flush=True,
+    )
+    return row
+
+
+def main(arguments: list[str]) -> int:
+    """Run all seeds of both presets; 1 if any is not above random play."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog="experiments/quick_start.py", description=__doc__, formatter_class=layout)
+    parser.add_argument("--game", default="KungFuMaster", help="an Atari game of ALE/<game>-v5")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    parser.add_argument("--out", type=Path, default=Path("results/quick_start"), help="folder of the result")
+    options = parser.parse_args(arguments)
+    random = play_randomly(options.game, options.seeds[0])
+    low, high = random["interval"]
+    print(f"random play: {random['mean_return']:.0f} ({low:.0f} to {high:.0f})", flush=True)
+    pairs = [(preset, seed) for seed in options.seeds for preset in PRESETS]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        rows = list(pool.map(lambda pair: measure(*pair, options.game, Path.cwd()), pairs))
+    record = {
+        "command": " ".join(["python", "experiments/quick_start.py", *arguments]),
+        "game": options.game,
+        **machine_facts(torch.device("cpu")),
+        "threads_per_run": 1,
+        "runs_at_a_time": AT_A_TIME,
+        "confidence": CONFIDENCE,
+        "random": random,
+        "runs": rows,
+    }
+    path = options.out / f"{options.game}.json"
+    write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    draw(record, path.with_suffix(".png"))
+    above = sum(row["interval"][0] > high for row in rows)
+    print(f"{above} of {len(rows)} runs are above random play; wrote {path} and {path.stem}.png")
+    return int(above < len(rows))
+
+
+if __name__ == "__main__":
+    run_cli(main)
