@@ -2,7 +2,7 @@
 
 Each phase of an iteration at the configured sizes, against what this device can do, both
 measured in this process; then the whole training loop with a real game. Several devices,
-precisions or sizes are several calls.
+precisions or sizes are several calls; with --rows the rows of docs/performance.md come from one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from config import load_config
+from config import apply_overrides, load_config
 from config_schema import Config
 from execution import Execution
 from measurements import (
@@ -44,6 +44,7 @@ LEARNING_PHASES = ("world model", "imagination", "agent")
 WARM_UP = {False: 2, True: 8}  # calls on a CPU; on a GPU, where the fourth is captured as a graph
 HORIZONS = (16, 32, 64)
 BATCHES = (256, 512, 1024)
+LOOPS = {False: ("STORM-tiny", "GITSTORM-tiny"), True: ("STORM", "GITSTORM")}  # on a CPU, on a GPU
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--profile", type=Path, help="write a chrome trace and the top kernels to this folder"
     )
     parser.add_argument("--plot", type=Path, help="measure how imagination grows, and draw it to this file")
+    parser.add_argument(
+        "--rows", action="store_true", help="measure what docs/performance.md lists for this device"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of each phase (default 5)")
     parser.add_argument("--warm-up", type=int, help="calls before them (default 2, on a GPU 8)")
     parser.add_argument("--steps", type=int, default=200, help="steps of the whole loop; 0 leaves it out")
@@ -66,7 +70,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as --json writes them."""
     device = resolve_device(config.BasicSettings.device)
     execution = Execution(config.BasicSettings, device)
-    clock = Clock(device, options.repeats, options.warm_up)
+    clock = make_clock(config, options)
     peak = measure_peak(clock, execution.dtype)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -189,7 +193,7 @@ def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("--plot needs matplotlib: pip install -r requirements.txt") from error
-    clock = Clock(resolve_device(config.BasicSettings.device), options.repeats, options.warm_up)
+    clock = make_clock(config, options)
     horizons = horizon_growth(config, clock, options.actions, list(HORIZONS))
     batches = batch_growth(config, clock, options.actions, list(BATCHES))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -201,10 +205,40 @@ def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     right.plot(list(batches), list(batches.values()), marker="o")
     right.set(xlabel="imagined trajectories", ylabel="seconds", title="imagination", ylim=(0, None))
     figure.savefig(options.plot)
-    first, last = horizons[HORIZONS[0]], horizons[HORIZONS[-1]]
-    ratio = last["without_context_s"] / first["without_context_s"]
-    print(f"imagination without the context, horizon {HORIZONS[-1]} against {HORIZONS[0]}: {ratio:.2f}×")
-    return {"horizons": horizons, "batches": batches, "horizon_ratio": ratio}
+    return {"horizons": horizons, "batches": batches, "horizon_ratio": horizon_ratio(horizons)}
+
+
+def horizon_ratio(horizons: dict[int, dict[str, float]]) -> float:
+    """How much longer the longest horizon takes than the shortest, without the context; printed too."""
+    first, last = min(horizons), max(horizons)
+    ratio = horizons[last]["without_context_s"] / horizons[first]["without_context_s"]
+    print(f"imagination without the context, horizon {last} against {first}: {ratio:.2f}×", flush=True)
+    return ratio
+
+
+def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Print and return the rows of docs/performance.md: precisions, growth with the horizon, whole loops."""
+    clock = make_clock(config, options)
+    phases_only = argparse.Namespace(**vars(options) | {"steps": 0})
+    rows: dict[str, Any] = {"iterations": {}, "env_steps_per_s": {}}
+    for precision in ("auto", "float32"):
+        changed = apply_overrides(config, [f"BasicSettings.Precision={precision}"])
+        figures = measure(changed, phases_only)
+        rows["iterations"][figures["precision"]] = figures
+        print(f"{config.JointTrainAgent.ModelType}, {figures['precision']}\n{table(figures)}\n", flush=True)
+    smaller = apply_overrides(config, [f"JointTrainAgent.ImagineBatchSize={BATCHES[0]}"])
+    growth = horizon_growth(smaller, clock, options.actions, [HORIZONS[0], HORIZONS[-1]])
+    rows |= {"horizons": growth, "horizon_ratio": horizon_ratio(growth)}
+    for preset in LOOPS[clock.device.type == "cuda"] if options.steps else ():
+        given = load_config([*options.overrides, f"BasicSettings.config_path=config_files/{preset}.yaml"])
+        rows["env_steps_per_s"][preset] = end_to_end(given, options.steps)["env_steps_per_s"]
+        print(f"{preset}: {rows['env_steps_per_s'][preset]:.2f} environment steps/s", flush=True)
+    return next(iter(rows["iterations"].values())) | rows
+
+
+def make_clock(config: Config, options: argparse.Namespace) -> Clock:
+    """The clock of the configured device."""
+    return Clock(resolve_device(config.BasicSettings.device), options.repeats, options.warm_up)
 
 
 def main(arguments: list[str]) -> None:
@@ -215,8 +249,11 @@ def main(arguments: list[str]) -> None:
     config = load_config(options.overrides)
     if options.warm_up is None:
         options.warm_up = WARM_UP[resolve_device(config.BasicSettings.device).type == "cuda"]
-    figures = measure(config, options)
-    print(table(figures))
+    if options.rows:
+        figures = measure_rows(config, options)
+    else:
+        figures = measure(config, options)
+        print(table(figures))
     if options.plot is not None:
         figures["growth"] = plot_growth(config, options)
     if options.profile is not None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from utils import write_atomically
 
-SMOOTHED = 5  # training episodes averaged in a curve
+SMOOTHED = 3  # training episodes averaged in a curve
 COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito (2008)
 RANDOM = "#6B7280"
 DOTS_PER_INCH = 160
