@@ -5,7 +5,8 @@
 Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
 time on one thread each; a run that is there already is continued, or only evaluated. Writes
 <out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each run and
-of random play, with 95 % intervals (Student's t), and the returns of the training episodes.
+of random play, with 95 % intervals (Student's t), and the returns of the training episodes; and
+<out>/<game>_health.png: what to look at while training, of the first seed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ from scipy import stats
 from config import load_config
 from evaluation import evaluate as play
 from evaluation import evaluation_environment
-from experiments.quick_start_figure import draw
-from experiments.training import AT_A_TIME, ROOT, evaluate, run_facts, start_training, training_returns
+from experiments.quick_start_figure import HEALTH, draw, draw_health
+from experiments.training import (
+    AT_A_TIME,
+    ROOT,
+    evaluate,
+    run_facts,
+    start_training,
+    training_curves,
+    training_returns,
+)
 from run_directory import machine_facts
 from utils import OneLineParser, run_cli, write_atomically
 
@@ -118,9 +127,12 @@ def main(arguments: list[str]) -> int:
         "random": random,
         "runs": rows,
     }
+    first = {preset: f"{options.game}-{preset}-seed_{options.seeds[0]}" for preset in PRESETS}
+    record["health"] = {preset: training_curves(name, HEALTH, Path.cwd()) for preset, name in first.items()}
     path = options.out / f"{options.game}.json"
     write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
     draw(record, path.with_suffix(".png"))
+    draw_health(record, path.with_name(f"{path.stem}_health.png"))
     above = sum(row["interval"][0] > high for row in rows)
     print(f"{above} of {len(rows)} runs are above random play; wrote {path} and {path.stem}.png")
     return int(above < len(rows))

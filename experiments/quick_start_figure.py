@@ -1,7 +1,8 @@
-"""The figure of experiments/quick_start.py: training returns by step, and the final evaluations."""
+"""The figures of experiments/quick_start.py: returns and evaluations, and what to look at while training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ SMOOTHED = 3  # training episodes averaged in a curve
 COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito (2008)
 RANDOM = "#6B7280"
 DOTS_PER_INCH = 160
+HEALTH = {  # tag → title of its panel
+    "WorldModel/reconstruction_loss": "reconstruction, squared error",
+    "WorldModel/dynamics_real_kl_div": "KL, nats (of GIT-STORM masked latents only)",
+    "WorldModel/posterior_entropy": "posterior entropy, nats a latent",
+    "ActorCritic/entropy_loss": "policy entropy, nats",
+    "ActorCritic/S": "range of imagined returns, S",
+    "ActorCritic/value_explained": "share of returns that the value explains",
+}
+AVERAGED = 5  # logged updates averaged in them
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -22,7 +32,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     curves, final = figure.subplots(1, 2, width_ratios=[2, 1])
     presets = list(dict.fromkeys(row["preset"] for row in record["runs"]))
-    colours = dict(zip(presets, COLOURS, strict=True))
+    colours = dict(zip(presets, COLOURS, strict=False))
     draw_curves(curves, record, colours)
     draw_evaluations(final, record, colours)
     for axes in (curves, final):
@@ -31,14 +41,38 @@ def draw(record: dict[str, Any], path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
 
 
+def draw_health(record: dict[str, Any], path: Path) -> None:
+    """Write the figure of the health curves of one run of each preset."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = figure.subplots(2, len(HEALTH) // 2, sharex=True).flat
+    for axes, (tag, title) in zip(panels, HEALTH.items(), strict=True):
+        for (preset, curves), colour in zip(record["health"].items(), COLOURS, strict=True):
+            steps, values = running_mean(curves["step"], curves[tag], AVERAGED)
+            axes.plot(steps, values, color=colour, label=preset)
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels = figure.axes
+    panels[0].set_yscale("log")
+    panels[0].legend(frameon=False)
+    for axes in panels[-3:]:
+        axes.set_xlabel("environment steps")
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+
+
+def running_mean(
+    steps: Sequence[float], values: Sequence[float], length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of `length` values in a row, each at the last one's step."""
+    length = min(length, len(values))
+    return np.asarray(steps)[length - 1 :], np.convolve(values, np.full(length, 1 / length), mode="valid")
+
+
 def draw_curves(axes: Axes, record: dict[str, Any], colours: dict[str, str]) -> None:
     """One line per run: the running mean of its training returns."""
     for row in record["runs"]:
-        steps, returns = np.asarray(row["training_returns"]).T
-        kernel = min(SMOOTHED, len(returns))
-        smooth = np.convolve(returns, np.full(kernel, 1 / kernel), mode="valid")
+        steps, smooth = running_mean(*zip(*row["training_returns"], strict=True), SMOOTHED)
         label = row["preset"] if row["seed"] == record["runs"][0]["seed"] else None
-        axes.plot(steps[kernel - 1 :], smooth, color=colours[row["preset"]], label=label)
+        axes.plot(steps, smooth, color=colours[row["preset"]], label=label)
     axes.axhline(record["random"]["mean_return"], color=RANDOM, linestyle="--", label="random play")
     axes.set(xlabel="environment steps", ylabel=f"return, mean of {SMOOTHED} training episodes")
     axes.set_title(record["game"])

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from checkpoints import list_checkpoints
@@ -46,19 +47,30 @@ def stop(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
-    """(step, return) of every training episode that a run has logged so far."""
+def read_metrics(run_name: str, folder: Path, containing: str) -> list[dict[str, float]]:
+    """The records logged so far whose lines contain a text."""
     file = RunDirectory(run_name, folder).metrics_file
     if not file.is_file():
         return []
-    lines = [line for line in file.read_text().split("\n")[:-1] if "_reward" in line]  # whole lines only
-    records = [json.loads(line) for line in lines]
+    lines = file.read_text().split("\n")[:-1]  # whole lines only
+    return [json.loads(line) for line in lines if containing in line]
+
+
+def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
+    """(step, return) of every training episode that a run has logged so far."""
     return [
         (record["step"], value)
-        for record in records
+        for record in read_metrics(run_name, folder, "_reward")
         for tag, value in record.items()
         if tag.startswith("sample/") and tag.endswith("_reward")
     ]
+
+
+def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
+    """Step and scalars of every logged update, by tag; beside the tags there is "step"."""
+    tags = ["step", *tags]
+    records = read_metrics(run_name, folder, tags[1])
+    return {tag: [record[tag] for record in records] for tag in tags}
 
 
 def evaluate(run_name: str, episodes: int, folder: Path) -> list[float]:
