@@ -55,14 +55,17 @@ def find_state(
     return None, []
 
 
-def seal_finished(directory: RunDirectory, step: int) -> None:
-    """Seal a finished run that has no seal: it died at its very end, or is older than seals."""
+def seal_finished(directory: RunDirectory, step: int, metrics: str | None) -> None:
+    """Seal a finished run that has no seal: it died at its very end, or is older than seals.
+
+    metrics: SHA-256 of what was logged, as the last state has it.
+    """
     if directory.seal_file.exists():
         return
     facts = directory.read_status() | {"status": "finished", "finished_step": step}
     with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
         directory.write_status(RunStatus(**facts))
-    seal_run(directory.outputs)
+    seal_run(directory.outputs, metrics)
 
 
 def open_session(config: Config, directory: RunDirectory) -> Session | None:
@@ -74,7 +77,8 @@ def open_session(config: Config, directory: RunDirectory) -> Session | None:
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
-        seal_finished(directory, saved.step)
+        logged = saved.state.get("logger", {}).get("metrics_sha256")
+        seal_finished(directory, saved.step, logged)
         return None
     session = Session(config, directory, store, saved)
     session.notes = [*notes, *session.notes]

@@ -279,6 +279,19 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     return {"commit": _commit(), "device": str(device), "hardware": hardware, "versions": _versions()}
 
 
+def joined_facts(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run that several processes made: what differs stands side by side, joined by " + ".
+
+    Args:
+        earlier: run.json of the processes before, {} if it is lost. now: `machine_facts`.
+    """
+    joined = {}
+    for key in ("commit", "device", "hardware"):
+        parts = [*str(earlier.get(key) or now[key]).split(" + "), str(now[key])]
+        joined[key] = " + ".join(dict.fromkeys(parts)) if now[key] or earlier.get(key) else None
+    return now | joined
+
+
 def find_run(name: str, root: Path = Path(".")) -> RunDirectory:
     """The directory of a run that exists; UserError naming the nearest run if it does not."""
     directory = RunDirectory(name, root)

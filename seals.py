@@ -2,7 +2,7 @@
 
 outputs/<run>/seal.json               file → SHA-256; written when training ends or stops in order,
                                       removed when it goes on
-outputs/eval_result/<run>_seal.json   step → its rows of both tables, and the weights that played them
+outputs/eval_result/<run>_seal.json   step → its rows of both tables, the config, and the weights
 
 They tell an edit or a mix-up, not a forgery.
 """
@@ -20,7 +20,8 @@ from tensor_files import archive_seal, verify_archive
 from utils import UserError, write_atomically
 
 SEAL = "seal.json"
-SEALED = ("config.yaml", "run.json", "metrics.jsonl")  # besides the checkpoints
+CONFIG = "config.yaml"
+SEALED = (CONFIG, "run.json", "metrics.jsonl")  # besides the checkpoints
 _CHUNK = 1 << 20
 
 
@@ -61,13 +62,16 @@ def seal_evaluation(table: Path, episodes: Path, checkpoints: Path, step: int) -
     entry = {"table": _rows(table).get(str(step)), "episodes": _rows(episodes).get(str(step))}
     for weights in checkpoint_files(checkpoints, step):
         entry[weights.name] = _checksum(weights)
+    config = checkpoints.parent / CONFIG
+    if config.is_file():
+        entry[CONFIG] = _checksum(config)
     _write(path, _read(path) | {str(step): entry})
 
 
 def check_evaluation(table: Path, episodes: Path, folder: Path) -> None:
     """Raise UserError, naming the file and step, if a row is not what eval.py wrote.
 
-    The weights that played must be those of the sealed run in `folder`.
+    Config and weights that played must be those of the sealed run in `folder`.
     """
     seal, weights = _read(evaluation_seal(table)), _read(folder / SEAL)
     for path, kind in ((table, "table"), (episodes, "episodes")):
@@ -85,6 +89,11 @@ def check_evaluation(table: Path, episodes: Path, folder: Path) -> None:
                     f"{table}: step {step[:40]} was played with other weights than {folder / 'ckpt' / name}; "
                     f"evaluate that step again"
                 )
+        if _entry(seal, step).get(CONFIG) != weights.get(CONFIG, ""):
+            raise UserError(
+                f"{table}: step {step[:40]} was played with another {CONFIG} than {folder} has; "
+                f"evaluate that step again"
+            )
 
 
 def _present(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from execution import Execution
 from memory import check_replay_fits
 from random_streams import RandomStreams, derive_seed
 from replay_buffer import ReplayBuffer
-from run_directory import RunDirectory, RunLogger, RunStatus, machine_facts
+from run_directory import RunDirectory, RunLogger, RunStatus, joined_facts, machine_facts
 from run_state import SavedState, StateStore
 from seals import seal_run
 from single_env import ignored_settings
@@ -87,7 +87,8 @@ class Session:
             settings.Seed,
             release_quirks=settings.ReleaseQuirks,
         )
-        self._facts = machine_facts(device)
+        facts = machine_facts(device)
+        self._facts = facts if saved is None else joined_facts(directory.read_status(), facts)
         self.learner = Learner(config, self.environment.num_actions, self.execution, self.streams)
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
         self.replay = ReplayBuffer(

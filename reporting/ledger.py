@@ -86,6 +86,7 @@ def _linked_score(entry: Entry, published: Published, results: Path) -> str:
     mark = f" {BELOW}" if _is_below(entry, published) else ""
     score = entry.run.scored
     how = f", {score.how}" if score.how else ""
+    how += ", own settings" if entry.run.deviations else ""
     return f"{_link(f'{score.mean:,.1f}', entry, results)} (seed {entry.run.seed}{how}){mark}"
 
 
@@ -135,7 +136,8 @@ def _run_row(entry: Entry, published: Published, results: Path) -> list[Value]:
     if known and entry.counts and _is_below(entry, published):
         reference += f": {BELOW}"
     hours = run.info["elapsed_s"] / SECONDS_PER_HOUR
-    facts = [run.info["hardware"], hours, str(run.info["commit"])[:12]]
+    commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]+", r"\1", str(run.info["commit"]))
+    facts = [run.info["hardware"], hours, commit]
     return [*place, *values, reference, _settings(entry), *facts]
 
 

@@ -162,6 +162,9 @@ def _identity(name: str, config: Config | None) -> tuple[str, str, int]:
         return parts["game"], parts["label"] + parts["rest"], int(parts["seed"])
     game = game_of(config.BasicSettings.env_name)
     label = parts["label"] + parts["rest"] if parts else name.removeprefix(f"{game}-")
+    model = config.JointTrainAgent.ModelType
+    if ({"STORM", "GITSTORM"} - {model}) & set(label.split("-")):  # the name says another model
+        label += f"-{model}"
     if config.BasicSettings.ReleaseQuirks and "quirks" not in label.lower():
         label += "-ReleaseQuirks"
     return game, label, config.BasicSettings.Seed

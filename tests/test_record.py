@@ -18,8 +18,8 @@ from reporting.entries import find_entries
 from reporting.ledger import README, render_readme
 from reporting.published import load_published
 from reporting.record import KEPT_LINES, record_run, thin
-from reporting.runs import find_runs
-from seals import SEAL, check_run
+from reporting.runs import RunFiles, find_runs, load_run
+from seals import SEAL, check_run, seal_run
 from session import Session
 from tensor_files import write_archive
 from utils import UserError
@@ -198,6 +198,13 @@ def swap_evaluations(tables: Path, name: str) -> None:
         (tables / f"{other}{end}").replace(tables / f"{name}{end}")
 
 
+def reseal_edited(run: Path) -> None:
+    """Another config than at the evaluation, sealed."""
+    edit(run / "config.yaml", "StickyActions: 0.25", "StickyActions: 0.5")
+    (run / SEAL).unlink()
+    seal_run(run)
+
+
 SEALED: list[tuple[Callable[[Path, Path, str], object], str]] = [
     (lambda run, tables, name: edit(run / "config.yaml", "Lambda: 0.95", "Lambda: 0.9"), "config.yaml"),
     (lambda run, tables, name: edit(run / "run.json", "a fake", "another"), "run.json"),
@@ -218,6 +225,7 @@ SEALED: list[tuple[Callable[[Path, Path, str], object], str]] = [
     (lambda run, tables, name: edit_step(tables, name, "50000", "60000"), r"seed_0.csv .* step 50000"),
     (lambda run, tables, name: swap_evaluations(tables, name), "played with other weights"),
     (lambda run, tables, name: (tables / f"{name}_{SEAL}").unlink(), "evaluate that step again"),
+    (lambda run, tables, name: reseal_edited(run), "played with another config.yaml"),
 ]
 
 
@@ -369,3 +377,9 @@ def test_unknown_and_hostile_run_names_are_refused(tmp_path: Path, results: Path
 def test_readme_of_this_repository_is_what_its_entries_say() -> None:
     text = render_readme(find_entries(RESULTS), load_published(RESULTS), RESULTS)
     assert (RESULTS / README).read_text(encoding="utf-8") == text
+
+
+def test_a_run_called_by_another_model_is_not_recorded_as_that_model(tmp_path: Path) -> None:
+    name = write_run(tmp_path, FakeRun())
+    edit(tmp_path / "outputs" / name / "config.yaml", "ModelType: STORM", "ModelType: GITSTORM")
+    assert load_run(RunFiles.of_output(name, tmp_path / "outputs")).label == "STORM-GITSTORM"

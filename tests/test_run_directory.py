@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import event_file
 from config import config_to_yaml, load_saved_config
 from config_schema import Config
-from run_directory import RunDirectory, RunLogger, RunStatus, find_run, machine_facts
+from run_directory import RunDirectory, RunLogger, RunStatus, find_run, joined_facts, machine_facts
 from utils import UserError
 
 fork = multiprocessing.get_context("fork")
@@ -495,3 +495,13 @@ class TestFullDisk:
         (tmp_path / "runs").write_text("a file")
         with pytest.raises(UserError, match=f"cannot write {tmp_path}/runs/Boxing"):
             RunLogger(RunDirectory("Boxing", tmp_path))
+
+
+def test_facts_of_several_processes_stand_side_by_side() -> None:
+    now = {"commit": "b", "device": "cpu", "hardware": "EPYC", "versions": {}}
+    earlier = {"commit": "a", "device": "cpu", "hardware": "H200 + EPYC"}
+    joined = joined_facts(earlier, now)
+    assert joined == {"commit": "a + b", "device": "cpu", "hardware": "H200 + EPYC", "versions": {}}
+    assert joined_facts(joined, now) == joined
+    assert joined_facts({}, now) == now
+    assert joined_facts({}, now | {"commit": None})["commit"] is None
