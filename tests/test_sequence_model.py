@@ -60,6 +60,15 @@ def test_cached_equals_uncached(chunks: list[int]) -> None:
     assert all(layer.length == LENGTH for layer in cache)
 
 
+@torch.no_grad()
+def test_single_tokens_in_bfloat16_see_what_is_cached_and_nothing_else() -> None:
+    attention = MultiHeadAttention(8, 2, False, 0.0, causal=True).to(torch.bfloat16)
+    x = uniform(3, LENGTH, 8).to(torch.bfloat16) - 0.5
+    cache = KeyValueCache(LENGTH + 2)  # its end stays unused
+    pieces = [attention(piece, cache) for piece in x.split([2, *[1] * (LENGTH - 2)], 1)]
+    torch.testing.assert_close(torch.cat(pieces, 1), attention(x), rtol=2e-2, atol=2e-3)
+
+
 def test_a_cache_refuses_more_than_it_holds() -> None:
     model = make_model()
     cache = model.make_cache(LENGTH - 1)
