@@ -59,14 +59,17 @@ def steps_needed(returns: list[tuple[int, float]], mean: float = TARGET) -> int 
 
 def train(model: str, seed: int, folder: Path, enough: float) -> None:
     """Train to the end, or until the last 50 training episodes average `enough`."""
+    name = run_name(model, seed)
+    if steps_needed(training_returns(name, folder), enough) is not None:
+        return
     early = [f"JointTrainAgent.SaveEverySteps={SAVE_EVERY}"] if enough < math.inf else []
     process = start(model, seed, folder, *early)
     while process.poll() is None:
         time.sleep(PAUSE)
-        if steps_needed(training_returns(run_name(model, seed), folder), enough) is not None:
+        if steps_needed(training_returns(name, folder), enough) is not None:
             stop(process)
     if process.returncode not in SAVED:
-        raise RuntimeError(f"{run_name(model, seed)} ended with code {process.returncode}; see its log")
+        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
 
 
 def measure(model: str, seed: int, folder: Path, enough: float) -> dict[str, Any]:
