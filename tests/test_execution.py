@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +118,20 @@ def test_auto_never_compiles_on_a_cpu() -> None:
     assert not Execution(BasicSettings(Compile="never"), device).compiles
     always = Execution(BasicSettings(Compile="always"), device)
     assert always.compiles and not always.graphs
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_reused_without_the_system_clearing_it_again() -> None:
+    Execution(BasicSettings(), torch.device("cpu"))
+    pages = (1 << 26) // resource.getpagesize()
+
+    def faults_of_a_large_tensor() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    # The first ones make room, perhaps twice where something small comes to lie in between.
+    assert min(faults_of_a_large_tensor() for _ in range(5)) < pages / 10
 
 
 def test_autocast_covers_the_call_and_nothing_after() -> None:
