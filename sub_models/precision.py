@@ -1,8 +1,9 @@
-"""The dtype that matrix products run in at this moment."""
+"""The dtype that matrix products run in at this moment, and what follows from it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -13,3 +14,8 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
+
+
+def single_query_by_products(query: Tensor) -> bool:
+    """Whether attention of single queries like this one is faster as plain products than fused."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
