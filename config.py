@@ -116,7 +116,7 @@ def load_config(arguments: list[str]) -> Config:
     """
     overrides = _parse_overrides(arguments)
     given_path = overrides.get("BasicSettings.config_path", schema()["BasicSettings.config_path"].default)
-    layers = _read_layers(_find_config(given_path))
+    layers = _read_layers(find_config(given_path))
     config = _merge(Config(), [*layers, overrides, {"BasicSettings.config_path": given_path}])
     for line in warnings_about(config):
         logger.warning("warning: %s", line)
@@ -210,7 +210,8 @@ def _parse_overrides(arguments: list[str]) -> dict[str, Any]:
     return values
 
 
-def _find_config(text: str) -> Path:
+def find_config(text: str) -> Path:
+    """The file that BasicSettings.config_path names. Raises UserError if there is none."""
     folder = REPOSITORY / "config_files"
     for path in (Path(text), REPOSITORY / text, folder / f"{text}.yaml"):
         if _is_file(path):

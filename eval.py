@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents import Policy
-from config import apply_overrides, differences, load_config, load_saved_config
+from config import apply_overrides, differences, find_config, load_config, load_saved_config
 from config_checks import check_value
 from config_schema import Config
 from env_wrapper import EnvironmentFault
@@ -135,6 +135,14 @@ def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config
     )
 
 
+def is_same_config(one: str, other: str) -> bool:
+    """Whether two values of BasicSettings.config_path name one file that is there."""
+    try:
+        return find_config(one).samefile(find_config(other))
+    except UserError:
+        return False
+
+
 def check_agrees(options: argparse.Namespace, config: Config) -> None:
     """Refuse options that say otherwise than the run's saved config.
 
@@ -148,7 +156,7 @@ def check_agrees(options: argparse.Namespace, config: Config) -> None:
     if options.config_path is None:
         return
     given = load_config([f"BasicSettings.config_path={options.config_path}"])
-    if Path(options.config_path).name == Path(saved.config_path).name:
+    if is_same_config(options.config_path, saved.config_path):  # the run's overrides were laid over it
         return
     for key, asked, trained in differences(given, config):
         if key.startswith("Models.") or key in SHAPING:

@@ -17,16 +17,20 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
-import torch
-
-from experiments.training import AT_A_TIME, evaluate, run_facts, start_training, stop, training_returns
-from run_directory import machine_facts
+from experiments.training import (
+    evaluate,
+    experiment_facts,
+    run_facts,
+    side_by_side,
+    start_training,
+    stop,
+    training_returns,
+)
 from utils import OneLineParser, run_cli, write_atomically
 
 MODELS = ("STORM", "GITSTORM")
@@ -108,13 +112,13 @@ def main(arguments: list[str]) -> int:
         help=f"stop training once {AVERAGED} training episodes average this much (default: never)",
     )
     options = parser.parse_args(arguments)
-    pairs = [(model, seed) for seed in options.seeds for model in MODELS]
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = list(pool.map(lambda pair: measure(*pair, Path.cwd(), options.enough), pairs))
+
+    def measure_here(model: str, seed: int) -> dict[str, Any]:
+        return measure(model, seed, Path.cwd(), options.enough)
+
+    rows = side_by_side(measure_here, MODELS, options.seeds)
     summary = {
-        "command": " ".join(["python", "experiments/catch.py", *arguments]),
-        **machine_facts(torch.device("cpu")),
-        "threads_per_run": 1,
+        **experiment_facts("catch.py", arguments),
         "target": TARGET,
         "averaged_training_episodes": AVERAGED,
         "runs": rows,

@@ -15,14 +15,12 @@ import argparse
 import json
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
 import numpy as np
-import torch
 from scipy import stats
 
 from config import load_config
@@ -30,15 +28,15 @@ from evaluation import evaluate as play
 from evaluation import evaluation_environment
 from experiments.quick_start_figure import HEALTH, draw, draw_health
 from experiments.training import (
-    AT_A_TIME,
     ROOT,
     evaluate,
+    experiment_facts,
     run_facts,
+    side_by_side,
     start_training,
     training_curves,
     training_returns,
 )
-from run_directory import machine_facts
 from utils import OneLineParser, run_cli, write_atomically
 
 PRESETS = ("STORM-tiny", "GITSTORM-tiny")
@@ -114,15 +112,14 @@ def main(arguments: list[str]) -> int:
     random = play_randomly(options.game, options.seeds[0])
     low, high = random["interval"]
     print(f"random play: {random['mean_return']:.0f} ({low:.0f} to {high:.0f})", flush=True)
-    pairs = [(preset, seed) for seed in options.seeds for preset in PRESETS]
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = list(pool.map(lambda pair: measure(*pair, options.game, Path.cwd()), pairs))
+
+    def measure_here(preset: str, seed: int) -> dict[str, Any]:
+        return measure(preset, seed, options.game, Path.cwd())
+
+    rows = side_by_side(measure_here, PRESETS, options.seeds)
     record = {
-        "command": " ".join(["python", "experiments/quick_start.py", *arguments]),
+        **experiment_facts("quick_start.py", arguments),
         "game": options.game,
-        **machine_facts(torch.device("cpu")),
-        "threads_per_run": 1,
-        "runs_at_a_time": AT_A_TIME,
         "confidence": CONFIDENCE,
         "random": random,
         "runs": rows,

@@ -8,14 +8,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from checkpoints import list_checkpoints
-from run_directory import EVALUATIONS, RunDirectory
+from run_directory import EVALUATIONS, RunDirectory, machine_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_A_TIME = 2  # runs side by side, on one thread each
+
+
+def side_by_side(
+    measure: Callable[[str, int], dict[str, Any]], presets: Iterable[str], seeds: Iterable[int]
+) -> list[dict[str, Any]]:
+    """What `measure` says of every preset with every seed, two at a time, the first seed first."""
+    pairs = [(preset, seed) for seed in seeds for preset in presets]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(pool.map(lambda pair: measure(*pair), pairs))
+
+
+def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
+    """How a record came about: command, source, machine, and how the runs shared it."""
+    return {
+        "command": " ".join(["python", f"experiments/{script}", *arguments]),
+        **machine_facts(torch.device("cpu")),
+        "threads_per_run": 1,
+        "runs_at_a_time": AT_A_TIME,
+    }
 
 
 def start_training(run_name: str, config: str, overrides: list[str], folder: Path) -> subprocess.Popen[bytes]:
