@@ -16,6 +16,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def single_query_by_products(query: Tensor) -> bool:
-    """Whether attention of single queries like this one is faster as plain products than fused."""
+def attends_by_products(query: Tensor) -> bool:
+    """Whether attention of few queries like this one is faster as plain products than fused."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16

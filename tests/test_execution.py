@@ -37,6 +37,7 @@ def make_iteration(model_type: str, device: str, compiled: bool) -> Iteration:
             f"BasicSettings.config_path=config_files/{model_type}-catch.yaml",
             "BasicSettings.Precision=float32",
             f"BasicSettings.Compile={'always' if compiled else 'never'}",
+            "Models.WorldModel.StemChannels=4",
             "Models.WorldModel.Dropout=0",
             "Models.WorldModel.AdamEps=1",
             "Models.Agent.AdamEps=1",
