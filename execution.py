@@ -10,13 +10,11 @@ import ctypes
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from config_schema import BasicSettings
@@ -28,16 +26,16 @@ NATIVE_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and Arm pr
 KEEP_FREED_MEMORY = {-1: -1, -4: 0}  # glibc's malloc.h: M_TRIM_THRESHOLD never, M_MMAP_MAX no block
 
 
-def keep_freed_memory() -> bool:
-    """Let this process reuse the memory it frees; whether the C library can (glibc's mallopt).
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory it frees, where the C library can (glibc's mallopt).
 
     By default glibc gives every large block back to the system, which then clears it page by page
     for the next one: a third of the time of a paper-size update on a CPU.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(name, value) for name, value in KEEP_FREED_MEMORY.items())
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        for name, value in KEEP_FREED_MEMORY.items():
+            mallopt(name, value)
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -158,10 +156,6 @@ class Execution:
         # The loss scaler of float16 keeps part of its state on the host, which a graph would freeze.
         self.graphs = self.compiles and device.type == "cuda" and self.dtype != torch.float16
         self.warm_up_calls = settings.GraphWarmUpCalls
-        # In bfloat16 a CPU's fused attention takes up to ten times as long backwards as plain products.
-        self.plain_attention = device.type == "cpu" and self.dtype == torch.bfloat16
-        if self.plain_attention:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32
         if device.type == "cpu":
             keep_freed_memory()
         if settings.NumThreads:
@@ -185,12 +179,7 @@ class Execution:
         """
 
         def with_precision(*arguments: Any) -> Any:
-            plain = self.plain_attention and torch.is_grad_enabled()
-            attention = sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
-            with (
-                torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-                attention,
-            ):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 return function(*arguments)
 
         return with_precision

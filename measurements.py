@@ -119,7 +119,7 @@ class Iteration:
         self.windows = self.sample(task.BatchSize, task.BatchLength)
         self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
         self.rollout: tuple[Tensor, ...] = ()
-        self._start = execution.graph(torch.no_grad()(execution.autocast(self.start_imagination)))
+        self._start = execution.graph(execution.autocast(self.start_imagination))
         frame = self.windows.observation[: task.NumEnvs, 0]
         self.frame = frame
         for _ in range(task.ActingContextLength):
@@ -162,6 +162,7 @@ class Iteration:
         noise = self.streams.uniform("benchmark", *self.contexts.action.shape, model.config.NumLatents)
         self._start(self.contexts.observation, self.contexts.action, noise)
 
+    @torch.no_grad()
     def start_imagination(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         """The hidden state after a context."""
         horizon = self.config.JointTrainAgent.ImagineBatchLength

@@ -65,8 +65,7 @@ class Learner:
         )
         self._world_model_loss = execution.autocast(execution.compile(self.world_model.loss))
         self._agent_loss = execution.autocast(execution.compile(self.agent.loss))
-        imagine_step = execution.autocast(execution.compile(self.imagine_step))
-        self._imagine = execution.graph(torch.no_grad()(imagine_step))
+        self._imagine = execution.graph(execution.autocast(execution.compile(self.imagine_step)))
         self._fit_world_model = execution.graph(self.world_model_step)
         self._fit_agent = execution.graph(self.agent_step)
         self._metrics: dict[str, Tensor] = {}

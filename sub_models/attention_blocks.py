@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sub_models.precision import attends_by_products
+from sub_models.precision import products_are_faster
 
 
 class KeyValueCache:
@@ -46,16 +46,19 @@ class KeyValueCache:
 
 
 def attend_by_products(
-    query: Tensor, keys: Tensor, values: Tensor, dropout: float, used: int | None = None
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, dropout: float
 ) -> Tensor:
     """`scaled_dot_product_attention` as two products and a softmax, (B, heads, T, head_dim) each.
 
-    With few or single queries it takes half to two thirds of the time of any of PyTorch's own ways on a
-    CPU in bfloat16, which repack or scale all keys. Of the keys only the first `used` are seen.
+    On a CPU in bfloat16 PyTorch's own ways repack or scale all keys for few queries, which takes half
+    as long again and more, and its fused kernel is several times slower backwards (docs/performance.md).
+
+    Args:
+        visible: bool (queries or 1, keys), or None if all keys are.
     """
-    bias = query.new_zeros(keys.shape[2])
-    if used is not None:
-        bias = bias.masked_fill(torch.arange(keys.shape[2], device=query.device) >= used, -math.inf)
+    bias = query.new_zeros(() if visible is None else visible.shape)
+    if visible is not None:
+        bias = bias.masked_fill(~visible, -math.inf)
     scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=query.shape[-1] ** -0.5)
     probabilities = F.dropout(scores.softmax(-1), dropout)
     return torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])
@@ -95,21 +98,21 @@ class MultiHeadAttention(nn.Module):
             key, value = cache.append(key, value)
         first_chunk = key.shape[2] == time
         dropout = self.attention_dropout if self.training else 0.0
-        if cache is not None and time == 1 and attends_by_products(query):
-            mixed = attend_by_products(query, cache.keys, cache.values, dropout, cache.length)
-        elif not self.causal and attends_by_products(query):
-            mixed = attend_by_products(query, key, value, dropout)
+        masked = self.causal and time > 1
+        if cache is not None and time == 1 and products_are_faster(query):
+            seen = torch.arange(cache.keys.shape[2], device=x.device) < cache.length
+            mixed = attend_by_products(query, cache.keys, cache.values, seen.unsqueeze(0), dropout)
+        elif products_are_faster(query) and (torch.is_grad_enabled() or not masked):
+            visible = causal_mask(time, key.shape[2], x.device) if masked else None
+            mixed = attend_by_products(query, key, value, visible, dropout)
         else:
-            mask = None
-            if self.causal and not first_chunk and time > 1:
-                mask = causal_mask(time, key.shape[2], x.device)
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=mask,
+                attn_mask=causal_mask(time, key.shape[2], x.device) if masked and not first_chunk else None,
                 dropout_p=dropout,
-                is_causal=self.causal and first_chunk and time > 1,
+                is_causal=masked and first_chunk,
             )
         return self.output(rearrange(mixed, "b heads t d -> b t (heads d)"))
 

@@ -16,6 +16,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def attends_by_products(query: Tensor) -> bool:
-    """Whether attention of few queries like this one is faster as plain products than fused."""
+def products_are_faster(query: Tensor) -> bool:
+    """Whether attention with queries like this one is faster as plain products than fused."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16

@@ -69,6 +69,24 @@ def test_single_tokens_in_bfloat16_see_what_is_cached_and_nothing_else() -> None
     torch.testing.assert_close(torch.cat(pieces, 1), attention(x), rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_and_its_gradient_in_bfloat16_are_those_of_float32(causal: bool) -> None:
+    exact = MultiHeadAttention(8, 2, False, 0.0, causal)
+    rounded = MultiHeadAttention(8, 2, False, 0.0, causal)
+    rounded.load_state_dict(exact.state_dict())
+    rounded.to(torch.bfloat16)
+    x = uniform(3, LENGTH, 8) - 0.5
+    results = []
+    for attention in (exact, rounded):
+        output = attention(x.to(attention.output.weight.dtype))
+        output.square().sum().backward()
+        gradient = attention.query_key_value.weight.grad
+        results.append((output.detach().float(), gradient.float()))
+    for value, other in zip(*results, strict=True):
+        assert value.norm() > 0
+        assert (value - other).norm() / value.norm() < 0.03
+
+
 def test_a_cache_refuses_more_than_it_holds() -> None:
     model = make_model()
     cache = model.make_cache(LENGTH - 1)
