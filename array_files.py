@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tensor_files import regular_file_size
+from tensor_files import guarded, regular_file_size
 from utils import UserError
 
 LARGEST_BYTES = 2 << 30  # of one array, and of a pickle; a trajectory of 100,000 frames has 1.2 GB
@@ -57,17 +57,6 @@ def open_arrays(path: Path) -> dict[str, StoredArray]:
 def read_array(path: Path, array: StoredArray) -> np.ndarray:
     """One array of `open_arrays(path)`; UserError if the file is damaged there."""
     return guarded(path, array.read)
-
-
-def guarded(path: Path, action: Callable[[], Any]) -> Any:
-    """`action()`, with every failure a UserError: a damaged file makes these libraries raise anything."""
-    try:
-        return action()
-    except UserError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def _open_npz(path: Path) -> dict[str, StoredArray]:

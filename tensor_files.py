@@ -16,6 +16,7 @@ import pickletools
 import stat
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,14 +75,23 @@ def read_archive(path: Path, seal: str | None = None) -> Any:
     Raises UserError, naming the file and the reason, if it is missing, damaged, hostile or
     holds anything but tensors and plain values.
     """
-    try:
+
+    def read() -> Any:
         size = verify_archive(path, seal)
         structure_bytes, tensor_bytes = _check_entries(path, size)
         mapped = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return _Copier(path, structure_bytes, tensor_bytes).copy(mapped)
+
+    return guarded(path, read)
+
+
+def guarded(path: Path, action: Callable[[], Any]) -> Any:
+    """`action()`, with every failure a UserError: damaged or hostile files make libraries raise anything."""
+    try:
+        return action()
     except UserError:
         raise
-    except Exception as error:  # a damaged or hostile file can make any of these libraries raise anything
+    except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error
 
