@@ -264,12 +264,14 @@ def horizon_growth(
 ) -> dict[int, dict[str, float]]:
     """Seconds of imagination by horizon, with and without the context's share.
 
-    The horizons take turns and the fastest call of each counts: a ratio of medians that were
-    measured one after the other follows what else the machine does.
+    The horizons take turns and the fastest turn of each counts: a ratio of medians that were
+    measured one after the other follows what else the machine does. Turns imagine about the same
+    number of steps, since a long one finds no quiet moment as often as a short one.
     """
     longest = config.JointTrainAgent.ImagineContextLength + max(horizons)
-    timed: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
-    for horizon in horizons:
+    turns: list[Callable[[], None]] = []
+    calls = [max(1, max(horizons) // horizon) for horizon in horizons]
+    for horizon, times in zip(horizons, calls, strict=True):
         changed = apply_overrides(
             config,
             [
@@ -278,12 +280,22 @@ def horizon_growth(
             ],
         )
         iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
-        timed[horizon] = (iteration.imagine, iteration.encode_context)
-    fastest = clock.fastest_in_turn([function for pair in timed.values() for function in pair])
+        turns += [repeated(iteration.imagine, times), repeated(iteration.encode_context, times)]
+    fastest = clock.fastest_in_turn(turns)
     return {
-        horizon: {"imagination_s": whole, "without_context_s": whole - context}
-        for horizon, whole, context in zip(timed, fastest[::2], fastest[1::2], strict=True)
+        horizon: {"imagination_s": whole / times, "without_context_s": (whole - context) / times}
+        for horizon, times, whole, context in zip(horizons, calls, fastest[::2], fastest[1::2], strict=True)
     }
+
+
+def repeated(function: Callable[[], None], times: int) -> Callable[[], None]:
+    """`function`, called several times."""
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
 
 
 def batch_growth(config: Config, clock: Clock, num_actions: int, sizes: list[int]) -> dict[int, float]:
