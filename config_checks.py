@@ -141,6 +141,7 @@ RANGES: dict[str, Range] = {
     "Health.MaxEntropy": PROBABILITY,
     "Health.MaxRewardGap": NOT_NEGATIVE,
     "Health.RewardScale": NOT_NEGATIVE,
+    "Health.RewardSteps": STEPS,
     "Health.MinExplained": Range(-math.inf, 1),
 }
 CHOICES: dict[str, tuple[str, ...]] = {

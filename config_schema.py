@@ -189,7 +189,8 @@ class Health:
     MinEntropy: float = key(0.02, "posterior or policy entropy, over the uniform's, below which to look")
     MaxEntropy: float = key(0.98, "posterior entropy, over the uniform's, above which to look")
     MaxRewardGap: float = key(0.5, "relative difference of imagined and real reward above which to look")
-    RewardScale: float = key(0.01, "reward per step under which such a difference is ignored")
+    RewardScale: float = key(0.01, "reward per step below which differences are relative to this instead")
+    RewardSteps: int = key(1000, "latest steps per environment whose mean reward imagination is held against")
     MinExplained: float = key(0.0, "share of the returns' variance the value should at least explain")
 
 

@@ -132,7 +132,7 @@ def health(metrics: dict[str, float], config: Config, num_actions: int) -> dict[
     kl = metrics["WorldModel/dynamics_real_kl_div"]
     posterior = metrics["WorldModel/posterior_entropy"] / np.log(config.Models.WorldModel.NumClasses)
     policy = metrics["ActorCritic/entropy_loss"] / np.log(max(2, num_actions))
-    imagined, real = metrics["ActorCritic/imagined_reward"], metrics["WorldModel/real_reward"]
+    imagined, real = metrics["ActorCritic/imagined_reward"], metrics["replay_buffer/recent_reward"]
     explained = metrics["ActorCritic/value_explained"]
     gap = abs(imagined - real) / max(abs(real), abs(imagined), limits.RewardScale)
     free = config.Models.WorldModel.FreeNats

@@ -83,6 +83,12 @@ class ReplayBuffer:
             self._storage[name][row].copy_(value, non_blocking=True)
         self.count += 1
 
+    def recent_reward(self, rows: int) -> float:
+        """Mean reward per step of the latest rows, fewer if fewer are held; waits for the device."""
+        assert rows > 0 and self.rows, "no reward has been seen"
+        latest = torch.arange(max(self.oldest, self.count - rows), self.count, device=self.device)
+        return float(self._storage["reward"].index_select(0, latest % self.capacity).mean())
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
         """Uniformly drawn environments and contiguous windows.
 

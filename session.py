@@ -195,7 +195,10 @@ class Session:
         now = time.monotonic()
         speed = (self.step - self._log_step) / max(now - self._log_clock, 1e-9)
         self._log_clock, self._log_step = now, self.step
-        values = self.learner.read_metrics() | {"replay_buffer/length": len(self.replay)}
+        values = self._metrics()
+        values |= {
+            f"health/{name}": float(text.startswith("ok")) for name, text in self._health(values).items()
+        }
         values |= {
             "environment/faults": self.faults,
             "time/steps_per_s": speed,
@@ -205,14 +208,24 @@ class Session:
 
     def health_line(self) -> str | None:
         """One line on how learning goes, None before the first update of both models."""
-        try:
-            findings = health(self.learner.read_metrics(), self.config, self.environment.num_actions)
-        except KeyError:  # not both have been updated yet
+        findings = self._health(self._metrics())
+        if not findings:
             return None
-        self.logger.scalars(
-            self.step, {f"health/{name}": float(text.startswith("ok")) for name, text in findings.items()}
-        )
         return f"step {self.step}: " + "; ".join(f"{name} {text}" for name, text in findings.items())
+
+    def _metrics(self) -> dict[str, float]:
+        """Of the latest updates and of the replay buffer, by tag."""
+        recent = self.replay.recent_reward(self.config.Health.RewardSteps) if len(self.replay) else 0.0
+        return self.learner.read_metrics() | {
+            "replay_buffer/length": len(self.replay),
+            "replay_buffer/recent_reward": recent,
+        }
+
+    def _health(self, metrics: dict[str, float]) -> dict[str, str]:
+        """The health findings, none before the first update of both models."""
+        if not self.learner.has_updated:
+            return {}
+        return health(metrics, self.config, self.environment.num_actions)
 
     def seconds(self) -> float:
         """Wall-clock seconds of all processes of this run."""

@@ -185,7 +185,7 @@ def metrics(**changes: float) -> dict[str, float]:
     values = {
         "WorldModel/dynamics_real_kl_div": 2.0,
         "WorldModel/posterior_entropy": 0.5,
-        "WorldModel/real_reward": 0.11,
+        "replay_buffer/recent_reward": 0.11,
         "ActorCritic/entropy_loss": 0.7,
         "ActorCritic/imagined_reward": 0.10,
         "ActorCritic/value_explained": 0.6,
@@ -220,5 +220,5 @@ def test_what_goes_wrong_is_named(subject: str, change: dict[str, float]) -> Non
 
 
 def test_tiny_rewards_are_not_compared() -> None:
-    tiny = metrics(WorldModel__real_reward=0.0, ActorCritic__imagined_reward=0.004)
+    tiny = metrics(replay_buffer__recent_reward=0.0, ActorCritic__imagined_reward=0.004)
     assert health(tiny, small_config(), num_actions=3)["reward"].startswith("ok")

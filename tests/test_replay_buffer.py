@@ -80,6 +80,12 @@ def test_drawing_is_a_function_of_the_generator() -> None:
     assert torch.equal(first, second) and not torch.equal(first, third)
 
 
+@pytest.mark.parametrize(("asked", "first"), [(1, 13), (4, 10), (10, 4), (99, 4)])
+def test_recent_reward_is_that_of_the_newest_rows(asked: int, first: int) -> None:
+    rewards = [100 * row + environment for row in range(first, 14) for environment in range(3)]
+    assert fill(make_buffer(), 14).recent_reward(asked) == pytest.approx(np.mean(rewards))
+
+
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(AssertionError, match="hold no window"):
         fill(make_buffer(), 3).sample(2, 4, generator())
