@@ -24,8 +24,8 @@ from measurements import (
     Iteration,
     batch_growth,
     copy_bandwidth,
-    device_busy_share,
     end_to_end,
+    evaluation_speed,
     horizon_growth,
     measure_phases,
     product_rate,
@@ -42,6 +42,7 @@ PRODUCT = (1024, 512, 512)
 LARGE_PRODUCT = (8192, 8192, 8192)
 LEARNING_PHASES = ("world model", "imagination", "agent")
 WARM_UP = {False: 2, True: 8}  # calls on a CPU; on a GPU, where the fourth is captured as a graph
+STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
 HORIZONS = (16, 32, 64)
 BATCHES = (256, 512, 1024)
 LOOPS = {False: ("STORM-tiny", "GITSTORM-tiny"), True: ("STORM", "GITSTORM")}  # on a CPU, on a GPU
@@ -61,7 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of each phase (default 5)")
     parser.add_argument("--warm-up", type=int, help="calls before them (default 2, on a GPU 8)")
-    parser.add_argument("--steps", type=int, default=200, help="steps of the whole loop; 0 leaves it out")
+    parser.add_argument(
+        "--steps", type=int, help="steps of the whole loop (default 200, on a GPU 2500); 0 leaves it out"
+    )
     parser.add_argument("--actions", type=int, default=18, help="actions of the phases (default 18)")
     return parser
 
@@ -72,12 +75,9 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     execution = Execution(config.BasicSettings, device)
     clock = make_clock(config, options)
     peak = measure_peak(clock, execution.dtype)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     phases = measure_phases(config, execution, clock, options.actions)
     if device.type == "cuda":
-        peak_memory = torch.cuda.max_memory_allocated(device)
+        peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
         peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     again = measure_peak(clock, execution.dtype)  # on a shared machine a single moment may be a slow one
@@ -100,9 +100,6 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         else None,
         **machine_facts(device),
     }
-    if device.type == "cuda":
-        iteration = Iteration(config, options.actions, execution)
-        figures["host_wait_share"] = 1 - device_busy_share(iteration, options.repeats)
     if options.steps:
         figures |= end_to_end(config, options.steps)
     return figures
@@ -162,7 +159,7 @@ def table(figures: dict[str, Any]) -> str:
             f"{figures['speed_up_over_release']:.2f}×"
         )
     if "host_wait_share" in figures:
-        lines.append(f"share of an iteration that the GPU waits: {figures['host_wait_share']:.1%}")
+        lines.append(f"share of the whole loop in which the GPU waits: {figures['host_wait_share']:.1%}")
     if figures["env_steps_per_s"] is not None:
         lines.append(f"whole loop: {figures['env_steps_per_s']:.2f} environment steps/s")
     return "\n".join(lines)
@@ -199,7 +196,7 @@ def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for key, label in (("imagination_s", "whole"), ("without_context_s", "without the context")):
-        left.plot(horizons, [row[key] for row in horizons.values()], marker="o", label=label)
+        left.plot(list(horizons), [row[key] for row in horizons.values()], marker="o", label=label)
     left.set(xlabel="horizon", ylabel="seconds", title="imagination", ylim=(0, None))
     left.legend()
     right.plot(list(batches), list(batches.values()), marker="o")
@@ -220,7 +217,7 @@ def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Print and return the rows of docs/performance.md: precisions, growth with the horizon, whole loops."""
     clock = make_clock(config, options)
     phases_only = argparse.Namespace(**vars(options) | {"steps": 0})
-    rows: dict[str, Any] = {"iterations": {}, "env_steps_per_s": {}}
+    rows: dict[str, Any] = {"iterations": {}, "loops": {}}
     for precision in ("auto", "float32"):
         changed = apply_overrides(config, [f"BasicSettings.Precision={precision}"])
         figures = measure(changed, phases_only)
@@ -231,8 +228,9 @@ def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     rows |= {"horizons": growth, "horizon_ratio": horizon_ratio(growth)}
     for preset in LOOPS[clock.device.type == "cuda"] if options.steps else ():
         given = load_config([*options.overrides, f"BasicSettings.config_path=config_files/{preset}.yaml"])
-        rows["env_steps_per_s"][preset] = end_to_end(given, options.steps)["env_steps_per_s"]
-        print(f"{preset}: {rows['env_steps_per_s'][preset]:.2f} environment steps/s", flush=True)
+        loop = end_to_end(given, options.steps) | evaluation_speed(given, options.steps)
+        rows["loops"][preset] = loop
+        print(f"{preset}: " + ", ".join(f"{name} {value:.2f}" for name, value in loop.items()), flush=True)
     return next(iter(rows["iterations"].values())) | rows
 
 
@@ -244,11 +242,12 @@ def make_clock(config: Config, options: argparse.Namespace) -> Clock:
 def main(arguments: list[str]) -> None:
     """Measure as the command line says."""
     options = make_parser().parse_args(arguments)
-    if options.repeats < 1 or (options.warm_up or 0) < 0 or options.steps < 0 or options.actions < 1:
+    if options.repeats < 1 or (options.warm_up or 0) < 0 or (options.steps or 0) < 0 or options.actions < 1:
         raise UserError("--repeats and --actions must be at least 1, --warm-up and --steps at least 0")
     config = load_config(options.overrides)
-    if options.warm_up is None:
-        options.warm_up = WARM_UP[resolve_device(config.BasicSettings.device).type == "cuda"]
+    on_gpu = resolve_device(config.BasicSettings.device).type == "cuda"
+    options.warm_up = WARM_UP[on_gpu] if options.warm_up is None else options.warm_up
+    options.steps = STEPS[on_gpu] if options.steps is None else options.steps
     if options.rows:
         figures = measure_rows(config, options)
     else:

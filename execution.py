@@ -63,14 +63,20 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.fallback_reason: str | None = None
-        self._compiled = torch.compile(function, dynamic=False)
+        # A break in the graph is an error, not a silent loss of speed, and the backward pass is compiled
+        # with the forward one, so that whatever fails does so here.
+        self._compiled = torch.compile(function, dynamic=False, fullgraph=True)
+        torch._functorch.config.force_non_lazy_backward_lowering = True
 
     def __call__(self, *arguments: Any) -> Any:
         if self.fallback_reason is not None:
             return self.function(*arguments)
         try:
             return self._compiled(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (
+            torch._dynamo.exc.TorchDynamoException,
+            torch._dynamo.exc.FailOnRecompileLimitHit,
+        ) as error:
             self.fallback_reason = str(error).strip().splitlines()[0]
             log.warning("cannot compile %s, running it eagerly: %s", self.function, self.fallback_reason)
             return self.function(*arguments)
@@ -99,6 +105,7 @@ class GraphedFunction:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._outputs: Any = None
+        self._side: torch.cuda.Stream | None = None
 
     def __call__(self, *inputs: Tensor) -> Any:
         signature = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -116,7 +123,8 @@ class GraphedFunction:
         return self._outputs
 
     def _on_side_stream(self, *inputs: Tensor) -> Any:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        self._side = self._side or torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), self._side
         side.wait_stream(current)
         with torch.cuda.stream(side):
             outputs = self.function(*inputs)
@@ -129,12 +137,14 @@ class GraphedFunction:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
         self._inputs = [tensor.clone() for tensor in inputs]
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self._outputs = self.function(*self._inputs)
         except RuntimeError as error:
-            self.fallback_reason = str(error).strip().splitlines()[0]
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own
+            cause = error.__context__ or error  # the end of a broken capture fails once more
+            self.fallback_reason = str(cause).strip().splitlines()[0]
             log.warning("no CUDA graph for %s, running it eagerly: %s", self.function, self.fallback_reason)
             return False
         self._graph = graph
@@ -149,7 +159,7 @@ class Execution:
     """
 
     def __init__(self, settings: BasicSettings, device: torch.device) -> None:
-        self.device = device
+        self.device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
         self.dtype = choose_precision(settings.Precision, device)
         self.initial_loss_scale = settings.LossScale
         self.compiles = settings.Compile == "always" or (settings.Compile == "auto" and device.type == "cuda")
@@ -161,7 +171,7 @@ class Execution:
         if settings.NumThreads:
             torch.set_num_threads(settings.NumThreads)
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # streams and captures belong to the current device
+            torch.cuda.set_device(self.device)  # streams and captures belong to the current device
             reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32
             torch.set_float32_matmul_precision("high" if reduced else "highest")
             torch.backends.cudnn.allow_tf32 = reduced

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from config import apply_overrides
 from config_schema import Config
+from evaluation import evaluation_environment, make_evaluation_policy
 from execution import Execution
 from random_streams import RandomStreams
 from replay_buffer import ReplayBuffer
@@ -27,10 +28,11 @@ from run_state import StateStore
 from session import Session, StopRequest
 from sub_models.batch import Batch
 from train import train
-from trainer import Learner, make_policy
-from utils import UserError
+from trainer import Learner, make_models, make_policy
+from utils import UserError, resolve_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+TRACED_STEPS = 500  # at most, of the loop whose kernels are recorded
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Iteration:
         self.windows = self.sample(task.BatchSize, task.BatchLength)
         self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
         self.rollout: tuple[Tensor, ...] = ()
-        self._start = execution.graph(execution.autocast(self.start_imagination))
+        self._start = execution.graph(execution.autocast(execution.compile(self.start_imagination)))
         frame = self.windows.observation[: task.NumEnvs, 0]
         self.frame = frame
         for _ in range(task.ActingContextLength):
@@ -202,6 +204,9 @@ def measure_phases(
     counted = Iteration(never, num_actions, Execution(never.BasicSettings, execution.device))
     flop = {name: count_flop(phase) for name, phase in counted.phases().items()}
     del counted
+    if clock.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(clock.device)
     iteration = Iteration(config, num_actions, execution)
     rows = {}
     for name, phase in iteration.phases().items():
@@ -210,30 +215,12 @@ def measure_phases(
     return rows
 
 
-def device_busy_share(iteration: Iteration, repeats: int) -> float:
-    """Share of the wall-clock time of whole iterations in which the GPU runs kernels."""
-    phases = iteration.phases().values()
-
-    def run() -> None:
-        for _ in range(repeats):
-            for phase in phases:
-                phase()
-        torch.cuda.synchronize()
-
-    run()
-    start = time.perf_counter()
-    run()
-    wall = time.perf_counter() - start
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        run()
-    busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
-    return min(1.0, busy / wall)
-
-
 def end_to_end(config: Config, steps: int) -> dict[str, float]:
     """Environment steps per second of the real training loop after its warm-up.
 
-    Counts everything: acting, emulator, storing, both updates, logs and one checkpoint.
+    Counts everything: acting, emulator, storing, both updates, logs and one checkpoint. On a GPU
+    also the share of the time in which it runs nothing: the kernels of some further steps are
+    recorded, and compared with the time that a step took when nobody looked.
     """
     task = config.JointTrainAgent
     warm = task.BufferWarmUp + steps
@@ -247,16 +234,49 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
             with tqdm(total=warm, disable=True) as bar:
                 stop = StopRequest()
                 finished = train(session, stop, bar)
-                session.config.JointTrainAgent.SampleMaxSteps = warm + steps
                 start = time.perf_counter()
-                finished = finished and train(session, stop, bar)
-                Clock(session.execution.device, 1, 0).wait()
-                seconds = time.perf_counter() - start
+                finished = finished and train_on(session, steps, stop, bar)
+                figures = {"env_steps_per_s": steps / (time.perf_counter() - start)}
+                if finished and session.execution.device.type == "cuda":
+                    traced = min(steps, TRACED_STEPS)
+                    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                        finished = train_on(session, traced, stop, bar)
+                    busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
+                    figures["host_wait_share"] = max(0.0, 1 - figures["env_steps_per_s"] * busy / traced)
         finally:
             session.close()
     if not finished:
         raise UserError(f"stopped by {stop.signal} before the {steps} steps were measured")
-    return {"env_steps_per_s": steps / seconds}
+    return figures
+
+
+def train_on(session: Session, steps: int, stop: StopRequest, bar: tqdm) -> bool:
+    """Train `steps` more and wait for the device; whether nothing stopped it."""
+    session.config.JointTrainAgent.SampleMaxSteps = session.step + steps
+    finished = train(session, stop, bar)
+    Clock(session.execution.device, 1, 0).wait()
+    return finished
+
+
+def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
+    """Environment steps per second of an evaluation by an untrained agent, all its environments together."""
+    execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
+    seed, num_envs = config.BasicSettings.Seed, config.Evaluation.NumEnvs
+    environment = evaluation_environment(config, num_envs, seed)
+    try:
+        models = make_models(config, environment.num_actions, execution.device)
+        policy = make_evaluation_policy(config, (*models, False), num_envs, execution, seed, greedy=False)
+        observation = environment.reset()
+        warm_up = config.JointTrainAgent.ActingContextLength + config.BasicSettings.GraphWarmUpCalls + 1
+        rounds = max(1, steps // num_envs)
+        for step in range(warm_up + rounds):
+            if step == warm_up:
+                start = time.perf_counter()
+            environment.start_step(policy.act(observation))
+            observation = environment.finish_step().observation
+        return {"evaluation_steps_per_s": rounds * num_envs / (time.perf_counter() - start)}
+    finally:
+        environment.close()
 
 
 def horizon_growth(

@@ -68,7 +68,11 @@ class ReplayBuffer:
         return self.rows * self.num_envs
 
     def append(
-        self, observation: Tensor, action: np.ndarray, reward: np.ndarray, termination: np.ndarray
+        self,
+        observation: Tensor | np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        termination: np.ndarray,
     ) -> None:
         """Append one row, overwriting the oldest when full.
 
@@ -77,7 +81,7 @@ class ReplayBuffer:
             action: int (N,). reward: float (N,). termination: float (N,).
         """
         row = self.count % self.capacity
-        values = (observation, torch.as_tensor(action), torch.as_tensor(reward), torch.as_tensor(termination))
+        values = map(torch.as_tensor, (observation, action, reward, termination))
         for name, value in zip(FIELDS, values, strict=True):
             assert value.shape == self._storage[name].shape[1:], f"{name}: {tuple(value.shape)}"
             self._storage[name][row].copy_(value, non_blocking=True)

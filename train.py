@@ -42,7 +42,8 @@ def train(session: Session, stop: StopRequest, bar: tqdm) -> bool:
         except EnvironmentFault as fault:
             handle_fault(session, fault, bar)
             continue
-        session.replay.append(frame, action, result.reward, result.termination)
+        seen = frame if session.replay.device == frame.device else session.observation
+        session.replay.append(seen, action, result.reward, result.termination)
         session.observation = result.observation
         before, session.step = session.step, session.step + task.NumEnvs
         session.faults_in_a_row = 0
