@@ -30,6 +30,7 @@ from random_streams import RandomStreams, derive_seed
 from run_directory import machine_facts
 from sub_models.batch import Batch
 from sub_models.cnn import PIXEL_MAX
+from sub_models.functions_losses import sample
 from sub_models.world_models import WorldModel
 from utils import UserError, write_atomically
 
@@ -44,10 +45,11 @@ class ByHorizon:
 
     model_error: list[float]  # of predictions from the context
     copy_error: list[float]  # of the last context frame
-    reconstruction_error: list[float]  # of the true frame, encoded and decoded
+    reconstruction_error: list[float]  # of the true frame, decoded from a sample of its posterior
     changed_share: list[float]  # windows whose true frame differs from the last context frame
     changed_model_error: list[float]  # over those windows; nan if there are none
     changed_copy_error: list[float]
+    changed_reconstruction_error: list[float]
     moved_model_error: list[float]  # over the pixels of a window that differ from the last context frame
     moved_copy_error: list[float]
     reward_error: list[float]  # mean absolute difference of predicted and real reward
@@ -89,12 +91,18 @@ def spread_windows(steps: Batch, windows: int, length: int) -> Batch:
 
 
 @torch.no_grad()
-def errors_by_horizon(world_model: WorldModel, batch: Batch, prediction: OpenLoop, context: int) -> ByHorizon:
-    """Judge an open-loop prediction of (B, context + H) windows."""
+def errors_by_horizon(
+    world_model: WorldModel, batch: Batch, prediction: OpenLoop, context: int, streams: RandomStreams
+) -> ByHorizon:
+    """Judge an open-loop prediction of (B, context + H) windows.
+
+    Reward and termination at horizon h are those of the action taken on the h-th predicted frame.
+    """
     truth, last = batch.observation[:, context:], batch.observation[:, context - 1 : context]
     copied = last.movedim(-1, 2).float() / PIXEL_MAX
-    likeliest = world_model.one_hot_latent(world_model.posterior(truth).argmax(-1))
-    reconstruction = world_model.decode(likeliest).float()
+    posterior = world_model.posterior(truth)
+    index = sample(posterior, streams.uniform("open_loop", *posterior.shape[:-1]))
+    encoded = mean_squared_errors(truth, world_model.decode(world_model.one_hot_latent(index)).float())
     model = mean_squared_errors(truth, prediction.frames[:, context:])
     copy = mean_squared_errors(truth, copied)
     moved = (truth != last).movedim(-1, 2)
@@ -104,10 +112,11 @@ def errors_by_horizon(world_model: WorldModel, batch: Batch, prediction: OpenLoo
     columns = ByHorizon(
         model_error=model,
         copy_error=copy,
-        reconstruction_error=mean_squared_errors(truth, reconstruction),
+        reconstruction_error=encoded,
         changed_share=changed,
         changed_model_error=model.where(changed, math.nan),
         changed_copy_error=copy.where(changed, math.nan),
+        changed_reconstruction_error=encoded.where(changed, math.nan),
         moved_model_error=masked_errors(truth, prediction.frames[:, context:], moved),
         moved_copy_error=masked_errors(truth, copied, moved),
         reward_error=(predicted - reward).abs(),
@@ -180,7 +189,7 @@ def measure(
         "steps_played": steps.action.shape[1],
         "episode_returns": returns,
         "prior": prior_quality(world_model, batch, streams),
-        "by_horizon": asdict(errors_by_horizon(world_model, batch, prediction, context)),
+        "by_horizon": asdict(errors_by_horizon(world_model, batch, prediction, context, streams)),
     }
     shown = settings.VideoWindows
     video = comparison_video(batch.observation[:shown], prediction.frames[:shown], context)
@@ -188,9 +197,13 @@ def measure(
 
 
 def beats_copy(by_horizon: dict[str, list[float]]) -> bool:
-    """Whether predictions are nearer than the copied frame at every horizon at which a picture changes."""
+    """Whether predictions are nearer than the copied frame at every horizon at which a picture changes.
+
+    False if none ever changes.
+    """
     pairs = zip(by_horizon["changed_model_error"], by_horizon["changed_copy_error"], strict=True)
-    return all(model < copy for model, copy in pairs if not math.isnan(copy))
+    better = [model < copy for model, copy in pairs if not math.isnan(copy)]
+    return bool(better) and all(better)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -230,7 +243,7 @@ def plot(result: dict[str, Any]) -> Figure:
         [
             ("changed_model_error", "prediction", MODEL_COLOUR, "-"),
             ("changed_copy_error", "last frame copied", COPY_COLOUR, "-"),
-            ("reconstruction_error", "true frame, encoded and decoded", THIRD_COLOUR, "--"),
+            ("changed_reconstruction_error", "true frame, encoded and decoded", THIRD_COLOUR, "--"),
         ],
     )
     errors.set(ylabel="squared pixel error where the picture changes", ylim=(0, None))

@@ -36,7 +36,6 @@ from run_directory import machine_facts
 from sub_models.batch import Batch
 from sub_models.cnn import PIXEL_MAX
 from sub_models.functions_losses import sample, straight_through
-from sub_models.torch_maskgit.sampling import DraftAndRevise
 from sub_models.world_models import WorldModel
 from utils import OneLineParser, run_cli, write_atomically
 
@@ -103,7 +102,10 @@ def make_world_model(settings: Settings, model_type: str) -> WorldModel:
 def set_plan(world_model: WorldModel, plan: tuple[int, int, int]) -> None:
     """Let a MaskGIT prior sample by T_draft, T_revise, M."""
     prior = world_model.prior
-    prior.plan = DraftAndRevise(prior.num_latents, *plan)
+    draft_groups, revise_groups, num_revisions = plan
+    prior.plan = replace(
+        prior.plan, draft_groups=draft_groups, revise_groups=revise_groups, num_revisions=num_revisions
+    )
     prior.sample_noise_size = prior.plan.noise_size
 
 

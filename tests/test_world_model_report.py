@@ -19,6 +19,7 @@ from diagnostics import OpenLoop
 from env_wrapper import make_environment
 from evaluation import make_evaluation_policy
 from execution import Execution
+from random_streams import RandomStreams
 from run_directory import RunDirectory
 from sub_models.batch import Batch
 from trainer import make_models
@@ -104,7 +105,7 @@ def test_windows_are_spread_evenly_and_disjoint() -> None:
 def report_on(batch: Batch, frames: torch.Tensor, reward: torch.Tensor, termination: torch.Tensor):  # noqa: ANN201
     world_model, _ = small_models()
     prediction = OpenLoop(frames, torch.zeros(0), reward, termination)
-    return errors_by_horizon(world_model, batch, prediction, CONTEXT)
+    return errors_by_horizon(world_model, batch, prediction, CONTEXT, RandomStreams(0, CPU))
 
 
 def test_perfect_predictions_have_no_error_and_copying_has() -> None:
@@ -135,8 +136,15 @@ def test_copying_is_judged_where_the_picture_changes() -> None:
     assert report.moved_copy_error[1:] == pytest.approx([1.0] * (HORIZON - 1))
     assert report.moved_model_error[1:] == pytest.approx([0.81] * (HORIZON - 1))
     assert report.model_error[0] == pytest.approx(0.01)
+    assert math.isnan(report.changed_reconstruction_error[0])
+    assert min(report.changed_reconstruction_error[1:]) > 0
     assert not beats_copy(vars(report))
     assert without_nan(vars(report))["changed_copy_error"][0] is None
+
+
+def test_nothing_is_beaten_where_no_picture_changes() -> None:
+    still = {"changed_model_error": [math.nan] * 2, "changed_copy_error": [math.nan] * 2}
+    assert not beats_copy(still)
 
 
 def test_small_rewards_count_as_zero() -> None:
