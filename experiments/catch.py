@@ -1,11 +1,11 @@
 """Trains STORM and GIT-STORM on Diagnostic/Catch-v0 over several seeds and evaluates them.
 
-    python experiments/catch.py --seeds 0 1 2 3 4 [--enough 0.9] [--out results/catch]
+    python experiments/catch.py [Section.Key=value ...] [--seeds 0 1 2 3 4] [--enough 0.9] [--out results/catch]
 
 Runs go to outputs/ of the present folder, two at a time on one thread each; a run that is there
 already is continued or, if finished, only evaluated. Writes <out>/summary.json: for each run the
 return of 200 evaluation episodes and the first training step at which 50 episodes in a row had
-averaged 0.8.
+averaged 0.8; and <out>/health.png: what to look at while training, of the first seed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
+from experiments.figures import HEALTH, draw_health
 from experiments.training import (
     evaluate,
     experiment_facts,
@@ -29,6 +31,7 @@ from experiments.training import (
     side_by_side,
     start_training,
     stop,
+    training_curves,
     training_returns,
 )
 from utils import OneLineParser, run_cli, write_atomically
@@ -61,13 +64,13 @@ def steps_needed(returns: list[tuple[int, float]], mean: float = TARGET) -> int 
     return None
 
 
-def train(model: str, seed: int, folder: Path, enough: float) -> None:
+def train(model: str, seed: int, folder: Path, enough: float, overrides: Sequence[str] = ()) -> None:
     """Train to the end, or until the last 50 training episodes average `enough`."""
     name = run_name(model, seed)
     if steps_needed(training_returns(name, folder), enough) is not None:
         return
     early = [f"JointTrainAgent.SaveEverySteps={SAVE_EVERY}"] if enough < math.inf else []
-    process = start(model, seed, folder, *early)
+    process = start(model, seed, folder, *early, *overrides)
     while process.poll() is None:
         time.sleep(PAUSE)
         if steps_needed(training_returns(name, folder), enough) is not None:
@@ -76,15 +79,16 @@ def train(model: str, seed: int, folder: Path, enough: float) -> None:
         raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
 
 
-def measure(model: str, seed: int, folder: Path, enough: float) -> dict[str, Any]:
+def measure(model: str, seed: int, folder: Path, enough: float, overrides: Sequence[str]) -> dict[str, Any]:
     """Train and evaluate one run; its row of the summary."""
-    train(model, seed, folder, enough)
+    train(model, seed, folder, enough, overrides)
     name = run_name(model, seed)
-    returns = evaluate(name, EVALUATED, folder)
+    returns, step = evaluate(name, EVALUATED, folder)
     row = {
         "model": model,
         "seed": seed,
         "steps_to_target": steps_needed(training_returns(name, folder)),
+        "evaluated_step": step,
         "evaluation_episodes": len(returns),
         "mean_return": statistics.fmean(returns),
         "standard_error": statistics.stdev(returns) / math.sqrt(len(returns)),
@@ -92,7 +96,7 @@ def measure(model: str, seed: int, folder: Path, enough: float) -> dict[str, Any
     }
     print(
         f"{model} seed {seed}: {row['mean_return']:.2f} ± {row['standard_error']:.2f} over {len(returns)} "
-        f"episodes after {row['trained_steps']} steps, {TARGET} at step {row['steps_to_target']}, "
+        f"episodes at step {step}, {TARGET} at step {row['steps_to_target']}, "
         f"{row['training_minutes']} minutes",
         flush=True,
     )
@@ -111,10 +115,12 @@ def main(arguments: list[str]) -> int:
         default=math.inf,
         help=f"stop training once {AVERAGED} training episodes average this much (default: never)",
     )
+    parser.add_argument("overrides", nargs="*", help="settings besides the preset's, as Section.Key=value")
     options = parser.parse_args(arguments)
+    folder = Path.cwd()
 
     def measure_here(model: str, seed: int) -> dict[str, Any]:
-        return measure(model, seed, Path.cwd(), options.enough)
+        return measure(model, seed, folder, options.enough, options.overrides)
 
     rows = side_by_side(measure_here, MODELS, options.seeds)
     summary = {
@@ -122,10 +128,14 @@ def main(arguments: list[str]) -> int:
         "target": TARGET,
         "averaged_training_episodes": AVERAGED,
         "runs": rows,
+        "health": {
+            model: training_curves(run_name(model, options.seeds[0]), HEALTH, folder) for model in MODELS
+        },
     }
     write_atomically(
         options.out / "summary.json", lambda file: file.write(json.dumps(summary, indent=1).encode())
     )
+    draw_health(summary, options.out / "health.png")
     reached = sum(row["mean_return"] >= TARGET for row in rows)
     print(f"{reached} of {len(rows)} runs reach {TARGET}; wrote {options.out / 'summary.json'}")
     return int(reached < len(rows))

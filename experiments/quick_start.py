@@ -26,7 +26,7 @@ from scipy import stats
 from config import load_config
 from evaluation import evaluate as play
 from evaluation import evaluation_environment
-from experiments.quick_start_figure import HEALTH, draw, draw_health
+from experiments.figures import HEALTH, draw, draw_health
 from experiments.training import (
     ROOT,
     evaluate,
@@ -90,7 +90,8 @@ def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
     process = start_training(name, preset, settings, folder)
     if process.wait():
         raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
-    row = {"preset": preset, "seed": seed, **describe(evaluate(name, EPISODES, folder))}
+    returns, step = evaluate(name, EPISODES, folder)
+    row = {"preset": preset, "seed": seed, "evaluated_step": step, **describe(returns)}
     row |= run_facts(name, folder) | {"training_returns": training_returns(name, folder)}
     low, high = row["interval"]
     print(

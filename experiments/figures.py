@@ -1,4 +1,4 @@
-"""The figures of experiments/quick_start.py: returns and evaluations, and what to look at while training."""
+"""Figures of the experiments: returns and evaluations, and what to look at while training."""
 
 from __future__ import annotations
 
