@@ -1,6 +1,6 @@
 """Trains STORM and GIT-STORM on Diagnostic/Catch-v0 over several seeds and evaluates them.
 
-    python experiments/catch.py [Section.Key=value ...] [--seeds 0 1 2 3 4] [--enough 0.9] [--out results/catch]
+    python experiments/catch.py [Section.Key=value ...] [--seeds 0 1 2 3 4] [--enough 0.9] [--out DIR]
 
 Runs go to outputs/ of the present folder, two at a time on one thread each; a run that is there
 already is continued or, if finished, only evaluated. Writes <out>/summary.json: for each run the
