@@ -23,9 +23,11 @@ MODEL_TYPES = ("STORM", "GITSTORM")
 NUM_ACTIONS = 4
 REPOSITORY = Path(__file__).parents[1]
 
-# Compiled and eager code add in another order. What an update changes in each parameter may differ by this
-# much, relative to the change's norm, and this share of sampled actions may fall on the other side of a draw.
-TOLERANCE = 1e-3
+# Compiled and eager code add in another order. What an update changes in all parameters together, and
+# in each, may differ by this much, relative to its norm. Eager code differs from itself by 3e-4 and 8e-3
+# when it convolves without oneDNN: gradients before a BatchNorm nearly cancel. And this share of sampled
+# actions may fall on the other side of a draw.
+TOLERANCE, EACH = 1e-3, 2e-2
 OTHER_ACTIONS = 0.01
 
 
@@ -39,7 +41,6 @@ def make_iteration(model_type: str, device: str, compiled: bool) -> Iteration:
             f"BasicSettings.config_path=config_files/{model_type}-catch.yaml",
             "BasicSettings.Precision=float32",
             f"BasicSettings.Compile={'always' if compiled else 'never'}",
-            "Models.WorldModel.StemChannels=4",
             "Models.WorldModel.Dropout=0",
             "Models.WorldModel.AdamEps=1",
             "Models.Agent.AdamEps=1",
@@ -88,7 +89,9 @@ def assert_compiled_agrees(model_type: str, device: str, updates: int) -> None:
     for one, other in zip(compiled, eager, strict=True):
         for name, value in other.items():
             assert value.norm() > 0, name
-            assert (one[name] - value).norm() / value.norm() <= TOLERANCE, name
+            assert (one[name] - value).norm() / value.norm() <= EACH, name
+        one, other = (torch.cat([value.flatten() for value in changes.values()]) for changes in (one, other))
+        assert (one - other).norm() / other.norm() <= TOLERANCE
     assert (compiled_actions != eager_actions).float().mean() <= OTHER_ACTIONS
 
 
