@@ -223,8 +223,7 @@ def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = measure(changed, phases_only)
         rows["iterations"][figures["precision"]] = figures
         print(f"{config.JointTrainAgent.ModelType}, {figures['precision']}\n{table(figures)}\n", flush=True)
-    smaller = apply_overrides(config, [f"JointTrainAgent.ImagineBatchSize={BATCHES[0]}"])
-    growth = horizon_growth(smaller, clock, options.actions, [HORIZONS[0], HORIZONS[-1]])
+    growth = horizon_growth(config, clock, options.actions, [HORIZONS[0], HORIZONS[-1]])
     rows |= {"horizons": growth, "horizon_ratio": horizon_ratio(growth)}
     for preset in LOOPS[clock.device.type == "cuda"] if options.steps else ():
         given = load_config([*options.overrides, f"BasicSettings.config_path=config_files/{preset}.yaml"])

@@ -291,6 +291,7 @@ def horizon_growth(
     longest = config.JointTrainAgent.ImagineContextLength + max(horizons)
     turns: list[Callable[[], None]] = []
     calls = [max(1, max(horizons) // horizon) for horizon in horizons]
+    doubled = [times for times in calls for _ in range(2)]
     for horizon, times in zip(horizons, calls, strict=True):
         changed = apply_overrides(
             config,
@@ -301,10 +302,11 @@ def horizon_growth(
         )
         iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
         turns += [repeated(iteration.imagine, times), repeated(iteration.encode_context, times)]
-    fastest = clock.fastest_in_turn(turns)
+    fastest = [seconds / times for seconds, times in zip(clock.fastest_in_turn(turns), doubled, strict=True)]
+    context = min(fastest[1::2])  # the same work at every horizon
     return {
-        horizon: {"imagination_s": whole / times, "without_context_s": (whole - context) / times}
-        for horizon, times, whole, context in zip(horizons, calls, fastest[::2], fastest[1::2], strict=True)
+        horizon: {"imagination_s": whole, "without_context_s": whole - context}
+        for horizon, whole in zip(horizons, fastest[::2], strict=True)
     }
 
 
