@@ -223,9 +223,10 @@ class Session:
 
     def _health(self, metrics: dict[str, float]) -> dict[str, str]:
         """The health findings, none before the first update of both models."""
-        if not self.learner.has_updated:
+        try:
+            return health(metrics, self.config, self.environment.num_actions)
+        except KeyError:  # not both have been updated yet
             return {}
-        return health(metrics, self.config, self.environment.num_actions)
 
     def seconds(self) -> float:
         """Wall-clock seconds of all processes of this run."""

@@ -128,11 +128,6 @@ class Learner:
     def _keep(self, group: str, metrics: dict[str, Tensor]) -> None:
         self._metrics |= {f"{group}/{name}": value for name, value in metrics.items()}
 
-    @property
-    def has_updated(self) -> bool:
-        """Whether both world model and agent have been updated."""
-        return {tag.split("/")[0] for tag in self._metrics} == {"WorldModel", "ActorCritic"}
-
     def read_metrics(self) -> dict[str, float]:
         """The latest update's metrics; waits for the device."""
         if not self._metrics:
