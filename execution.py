@@ -63,10 +63,11 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.fallback_reason: str | None = None
-        # A break in the graph is an error, not a silent loss of speed, and the backward pass is compiled
-        # with the forward one, so that whatever fails does so here.
+        # A break in the graph is an error, not a silent loss of speed.
         self._compiled = torch.compile(function, dynamic=False, fullgraph=True)
-        torch._functorch.config.force_non_lazy_backward_lowering = True
+        # The backward pass is compiled with the forward one, where PyTorch can, so that it fails here too.
+        if hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
+            torch._functorch.config.force_non_lazy_backward_lowering = True
 
     def __call__(self, *arguments: Any) -> Any:
         if self.fallback_reason is not None:
@@ -155,11 +156,11 @@ class Execution:
     """Device, precision and compilation of a run.
 
     Args:
-        settings: the BasicSettings section. device: resolved.
+        settings: the BasicSettings section. device: as `resolve_device` gives it, CUDA's with an index.
     """
 
     def __init__(self, settings: BasicSettings, device: torch.device) -> None:
-        self.device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+        self.device = device
         self.dtype = choose_precision(settings.Precision, device)
         self.initial_loss_scale = settings.LossScale
         self.compiles = settings.Compile == "always" or (settings.Compile == "auto" and device.type == "cuda")
@@ -171,7 +172,7 @@ class Execution:
         if settings.NumThreads:
             torch.set_num_threads(settings.NumThreads)
         if device.type == "cuda":
-            torch.cuda.set_device(self.device)  # streams and captures belong to the current device
+            torch.cuda.set_device(device)  # streams and captures belong to the current device
             reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32
             torch.set_float32_matmul_precision("high" if reduced else "highest")
             torch.backends.cudnn.allow_tf32 = reduced

@@ -290,9 +290,8 @@ def horizon_growth(
     """
     longest = config.JointTrainAgent.ImagineContextLength + max(horizons)
     turns: list[Callable[[], None]] = []
-    calls = [max(1, max(horizons) // horizon) for horizon in horizons]
-    doubled = [times for times in calls for _ in range(2)]
-    for horizon, times in zip(horizons, calls, strict=True):
+    calls: list[int] = []
+    for horizon in horizons:
         changed = apply_overrides(
             config,
             [
@@ -301,8 +300,9 @@ def horizon_growth(
             ],
         )
         iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
-        turns += [repeated(iteration.imagine, times), repeated(iteration.encode_context, times)]
-    fastest = [seconds / times for seconds, times in zip(clock.fastest_in_turn(turns), doubled, strict=True)]
+        calls += [max(1, max(horizons) // horizon)] * 2
+        turns += [repeated(function, calls[-1]) for function in (iteration.imagine, iteration.encode_context)]
+    fastest = [seconds / times for seconds, times in zip(clock.fastest_in_turn(turns), calls, strict=True)]
     context = min(fastest[1::2])  # the same work at every horizon
     return {
         horizon: {"imagination_s": whole, "without_context_s": whole - context}

@@ -215,10 +215,9 @@ class Session:
 
     def _metrics(self) -> dict[str, float]:
         """Of the latest updates and of the replay buffer, by tag."""
-        recent = self.replay.recent_reward(self.config.Health.RewardSteps) if len(self.replay) else 0.0
         return self.learner.read_metrics() | {
             "replay_buffer/length": len(self.replay),
-            "replay_buffer/recent_reward": recent,
+            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
         }
 
     def _health(self, metrics: dict[str, float]) -> dict[str, str]:

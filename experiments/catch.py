@@ -64,7 +64,7 @@ def steps_needed(returns: list[tuple[int, float]], mean: float = TARGET) -> int 
     return None
 
 
-def train(model: str, seed: int, folder: Path, enough: float, overrides: Sequence[str] = ()) -> None:
+def train(model: str, seed: int, folder: Path, enough: float, overrides: Sequence[str]) -> None:
     """Train to the end, or until the last 50 training episodes average `enough`."""
     name = run_name(model, seed)
     if steps_needed(training_returns(name, folder), enough) is not None:

@@ -17,6 +17,7 @@ from config import load_config
 from config_schema import BasicSettings
 from execution import CompiledFunction, Execution, choose_precision, cpu_has_bfloat16
 from measurements import Iteration
+from utils import resolve_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 MODEL_TYPES = ("STORM", "GITSTORM")
@@ -47,7 +48,7 @@ def make_iteration(model_type: str, device: str, compiled: bool) -> Iteration:
         ]
     )
     torch.manual_seed(0)
-    return Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, torch.device(device)))
+    return Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, resolve_device(device)))
 
 
 def change(module: torch.nn.Module, update: Callable[[], None], times: int) -> dict[str, torch.Tensor]:
@@ -220,7 +221,7 @@ def test_an_update_never_waits_for_the_device(model_type: str) -> None:
 
 @needs_gpu
 def test_uploads_do_not_wait() -> None:
-    run = Execution(BasicSettings(), torch.device("cuda"))
+    run = Execution(BasicSettings(), resolve_device("cuda"))
     array = np.arange(12, dtype=np.uint8)
     torch.cuda.set_sync_debug_mode("error")
     try:
