@@ -12,9 +12,15 @@ from experiments import catch, training
 LIMIT = 3000  # environment steps
 
 
+EVERY_SPEED_SETTING = ("BasicSettings.Precision=bfloat16", "BasicSettings.Compile=always")
+
+
 @pytest.mark.timeout(1800)
-def test_storm_and_gitstorm_learn_catch(tmp_path: Path) -> None:
-    processes = {model: catch.start(model, 0, tmp_path) for model in catch.MODELS}
+@pytest.mark.parametrize(
+    "overrides", [(), pytest.param(EVERY_SPEED_SETTING, marks=pytest.mark.slow)], ids=["preset", "fastest"]
+)
+def test_storm_and_gitstorm_learn_catch(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    processes = {model: catch.start(model, 0, tmp_path, *overrides) for model in catch.MODELS}
     needed: dict[str, int] = {}
     codes: dict[str, int] = {}
     try:
@@ -34,6 +40,7 @@ def test_storm_and_gitstorm_learn_catch(tmp_path: Path) -> None:
     logs = {model: (tmp_path / f"{catch.run_name(model, 0)}.log").read_text()[-2000:] for model in processes}
     assert all(code in catch.SAVED for code in codes.values()), logs
     assert needed.keys() == processes.keys() and max(needed.values()) < LIMIT, (needed, logs)
+    assert not any("running it eagerly" in log for log in logs.values())
 
 
 @pytest.mark.parametrize(
