@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +131,10 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def update_slow_critic(self, weight: Tensor) -> None:
         """Move the slow critic towards the critic by `weight` in [0, 1], a 0-d tensor."""
-        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast, weight)
+        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        step = torch._foreach_sub(fast, slow)
+        torch._foreach_mul_(step, weight)
+        torch._foreach_add_(slow, step)
 
 
 def imagination_noise_size(world_model: WorldModel) -> int:
@@ -215,6 +219,7 @@ class Policy:
         self.blind = blind
         self.fixed_weights = fixed_weights
         self._choose, self._encode = self.choose_action, world_model.posterior
+        self._upload: Callable[[Any], Tensor] = lambda frames: torch.as_tensor(frames).to(streams.device)
         self._memory: Tensor | None = None  # frames, or posteriors if the weights are fixed, (N, T, ...)
         self._actions: Tensor | None = None  # (N, T)
 
@@ -222,6 +227,7 @@ class Policy:
         """Act in the precision, and as the CUDA graph, that `execution` says; returns itself."""
         self._choose = execution.graph(execution.autocast(self.choose_action))
         self._encode = execution.autocast(self.world_model.posterior)
+        self._upload = execution.upload
         return self
 
     def forget_last(self) -> None:
@@ -262,9 +268,9 @@ class Policy:
         return action, remembered
 
     @torch.no_grad()
-    def act(self, observation: Tensor) -> np.ndarray:
-        """Actions int64 (N,) on frames uint8 (N, H, W, C); remembers both."""
-        observation = torch.as_tensor(observation).to(self.streams.device)
+    def act(self, observation: Tensor | np.ndarray) -> np.ndarray:
+        """Actions int64 (N,) on frames uint8 (N, H, W, C), on any device; remembers both."""
+        observation = self._upload(observation)
         if self._memory is None:
             return self.act_randomly(observation)
         num_latents = self.world_model.config.NumLatents
@@ -280,9 +286,9 @@ class Policy:
         return action.cpu().numpy()
 
     @torch.no_grad()
-    def act_randomly(self, observation: Tensor) -> np.ndarray:
-        """Uniformly random actions int64 (N,) on frames uint8 (N, H, W, C); remembers both."""
-        observation = torch.as_tensor(observation).to(self.streams.device)
+    def act_randomly(self, observation: Tensor | np.ndarray) -> np.ndarray:
+        """Uniformly random actions int64 (N,) on frames uint8 (N, H, W, C), on any device; remembers both."""
+        observation = self._upload(observation)
         action = self.streams.uniform("exploration", self.num_envs) * self.world_model.num_actions
         self._remember(self._encode(observation) if self.fixed_weights else observation, action.long())
         return action.long().cpu().numpy()

@@ -41,11 +41,23 @@ RELEASE_FLOP_PER_S = 186e9
 PRODUCT = (1024, 512, 512)
 LARGE_PRODUCT = (8192, 8192, 8192)
 LEARNING_PHASES = ("world model", "imagination", "agent")
-WARM_UP = {False: 2, True: 8}  # calls on a CPU; on a GPU, where the fourth is captured as a graph
+WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
 HORIZONS = (16, 32, 64)
 BATCHES = (256, 512, 1024)
-LOOPS = {False: ("STORM-tiny", "GITSTORM-tiny"), True: ("STORM", "GITSTORM")}  # on a CPU, on a GPU
+# Whole loops among the rows: a title, and settings besides those of the command line.
+CPU_LOOPS = {
+    preset: [f"BasicSettings.config_path=config_files/{preset}.yaml"]
+    for preset in ("STORM-tiny", "GITSTORM-tiny")
+}
+GPU_LOOPS = {
+    title: [f"BasicSettings.config_path=config_files/{preset}.yaml", "Evaluation.NumEnvs=20", *settings]
+    for title, preset, settings in (
+        ("STORM", "STORM", ()),
+        ("GITSTORM", "GITSTORM", ()),
+        ("STORM, replay buffer on the host", "STORM", ["BasicSettings.ReplayBufferOnGPU=False"]),
+    )
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--rows", action="store_true", help="measure what docs/performance.md lists for this device"
     )
     parser.add_argument("--repeats", type=int, default=5, help="counted calls of each phase (default 5)")
-    parser.add_argument("--warm-up", type=int, help="calls before them (default 2, on a GPU 8)")
+    parser.add_argument(
+        "--warm-up", type=int, help="calls before them (default 2, on a GPU after the capture of graphs)"
+    )
     parser.add_argument(
         "--steps", type=int, help="steps of the whole loop (default 200, on a GPU 2500); 0 leaves it out"
     )
@@ -84,6 +98,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     peak = {name: max(value, again[name]) for name, value in peak.items()}
     for row in phases.values():
         row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
+        row["share_of_copy"] = row["bytes_per_s"] / peak["copy_bytes_per_s"]
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
     figures: dict[str, Any] = {
         "iteration_s": iteration_s,
@@ -121,6 +136,7 @@ def is_release_size(config: Config, device: torch.device) -> bool:
     ours, paper = config.JointTrainAgent, Config().JointTrainAgent
     sizes = ("ModelType", "BatchSize", "BatchLength", "ImagineBatchSize", "ImagineContextLength")
     same = all(getattr(ours, size) == getattr(paper, size) for size in (*sizes, "ImagineBatchLength"))
+    same = same and config.BasicSettings.ImageSize == Config().BasicSettings.ImageSize
     models = (config.Models.WorldModel, config.Models.Agent)
     return device.type == "cpu" and same and models == (Config().Models.WorldModel, Config().Models.Agent)
 
@@ -135,12 +151,14 @@ def table(figures: dict[str, Any]) -> str:
     """The figures for reading."""
     lines = [
         f"{'phase':<16}{'median ms':>11}{'min':>10}{'max':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}"
+        f"{'GB':>8}{'of copy':>9}"
     ]
     for name, row in figures["phases"].items():
         lines.append(
             f"{name:<16}"
             + "".join(f"{row[key] * 1e3:>10.2f}" for key in ("median_s", "min_s", "max_s"))
             + f"{row['flop'] / 1e9:>10.2f}{row['flop_per_s'] / 1e9:>10.1f}{row['share_of_peak']:>10.1%}"
+            + f"{row['bytes'] / 1e9:>8.2f}{row['share_of_copy']:>9.1%}"
         )
     peak = figures["peak"]
     lines += [
@@ -158,6 +176,9 @@ def table(figures: dict[str, Any]) -> str:
             f"against the STORM release at paper size, at equal speed of the machine: "
             f"{figures['speed_up_over_release']:.2f}×"
         )
+    if "memory_beside_replay_bytes" in figures:
+        memory = figures["memory_beside_replay_bytes"] / 1e9
+        lines.append(f"memory of the whole loop beside the replay buffer: {memory:.2f} GB")
     if "host_wait_share" in figures:
         lines.append(f"share of the whole loop in which the GPU waits: {figures['host_wait_share']:.1%}")
     if figures["env_steps_per_s"] is not None:
@@ -184,15 +205,15 @@ def write_profile(config: Config, options: argparse.Namespace) -> None:
     (options.profile / "kernels.txt").write_text(text)
 
 
-def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure how imagination grows with horizon and batch, and draw it."""
+def plot_growth(
+    horizons: dict[int, dict[str, float]], config: Config, options: argparse.Namespace
+) -> dict[int, float]:
+    """Measure how imagination grows with the batch, and draw it beside the growth with the horizon."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("--plot needs matplotlib: pip install -r requirements.txt") from error
-    clock = make_clock(config, options)
-    horizons = horizon_growth(config, clock, options.actions, list(HORIZONS))
-    batches = batch_growth(config, clock, options.actions, list(BATCHES))
+    batches = batch_growth(config, make_clock(config, options), options.actions, list(BATCHES))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for key, label in (("imagination_s", "whole"), ("without_context_s", "without the context")):
@@ -201,21 +222,21 @@ def plot_growth(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     left.legend()
     right.plot(list(batches), list(batches.values()), marker="o")
     right.set(xlabel="imagined trajectories", ylabel="seconds", title="imagination", ylim=(0, None))
-    figure.savefig(options.plot)
-    return {"horizons": horizons, "batches": batches, "horizon_ratio": horizon_ratio(horizons)}
+    write_atomically(options.plot, lambda file: figure.savefig(file, format=options.plot.suffix[1:] or "png"))
+    return batches
 
 
-def horizon_ratio(horizons: dict[int, dict[str, float]]) -> float:
-    """How much longer the longest horizon takes than the shortest, without the context; printed too."""
+def measure_horizons(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """How imagination grows with the horizon; printed too: the longest against the shortest."""
+    horizons = horizon_growth(config, make_clock(config, options), options.actions, list(HORIZONS))
     first, last = min(horizons), max(horizons)
     ratio = horizons[last]["without_context_s"] / horizons[first]["without_context_s"]
     print(f"imagination without the context, horizon {last} against {first}: {ratio:.2f}×", flush=True)
-    return ratio
+    return {"horizons": horizons, "horizon_ratio": ratio}
 
 
 def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Print and return the rows of docs/performance.md: precisions, growth with the horizon, whole loops."""
-    clock = make_clock(config, options)
     phases_only = argparse.Namespace(**vars(options) | {"steps": 0})
     rows: dict[str, Any] = {"iterations": {}, "loops": {}}
     for precision in ("auto", "float32"):
@@ -223,14 +244,17 @@ def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         figures = measure(changed, phases_only)
         rows["iterations"][figures["precision"]] = figures
         print(f"{config.JointTrainAgent.ModelType}, {figures['precision']}\n{table(figures)}\n", flush=True)
-    growth = horizon_growth(config, clock, options.actions, [HORIZONS[0], HORIZONS[-1]])
-    rows |= {"horizons": growth, "horizon_ratio": horizon_ratio(growth)}
-    for preset in LOOPS[clock.device.type == "cuda"] if options.steps else ():
-        given = load_config([*options.overrides, f"BasicSettings.config_path=config_files/{preset}.yaml"])
+    rows |= measure_horizons(config, options)
+    loops = GPU_LOOPS if resolve_device(config.BasicSettings.device).type == "cuda" else CPU_LOOPS
+    for title, settings in loops.items() if options.steps else ():
+        given = load_config([*options.overrides, *settings])
         loop = end_to_end(given, options.steps) | evaluation_speed(given, options.steps)
-        rows["loops"][preset] = loop
-        print(f"{preset}: " + ", ".join(f"{name} {value:.2f}" for name, value in loop.items()), flush=True)
-    return next(iter(rows["iterations"].values())) | rows
+        rows["loops"][title] = loop
+        print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in loop.items()), flush=True)
+    figures = next(iter(rows["iterations"].values())) | rows
+    if rows["loops"]:
+        figures["env_steps_per_s"] = next(iter(rows["loops"].values()))["env_steps_per_s"]
+    return figures
 
 
 def make_clock(config: Config, options: argparse.Namespace) -> Clock:
@@ -245,7 +269,8 @@ def main(arguments: list[str]) -> None:
         raise UserError("--repeats and --actions must be at least 1, --warm-up and --steps at least 0")
     config = load_config(options.overrides)
     on_gpu = resolve_device(config.BasicSettings.device).type == "cuda"
-    options.warm_up = WARM_UP[on_gpu] if options.warm_up is None else options.warm_up
+    before_capture = config.BasicSettings.GraphWarmUpCalls + 1 if on_gpu else 0
+    options.warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up
     options.steps = STEPS[on_gpu] if options.steps is None else options.steps
     if options.rows:
         figures = measure_rows(config, options)
@@ -253,7 +278,9 @@ def main(arguments: list[str]) -> None:
         figures = measure(config, options)
         print(table(figures))
     if options.plot is not None:
-        figures["growth"] = plot_growth(config, options)
+        if "horizons" not in figures:
+            figures |= measure_horizons(config, options)
+        figures["batches"] = plot_growth(figures["horizons"], config, options)
     if options.profile is not None:
         write_profile(config, options)
     if options.json is not None:

@@ -89,18 +89,21 @@ class GraphedFunction:
     The first calls run eagerly and for real, on a side stream, so that libraries choose their
     kernels; the next one is captured. From then on a call copies its inputs into the graph's
     own tensors and replays it, and its outputs are overwritten by the next call. Inputs of a
-    new shape start over. If the capture fails the reason is logged and the function stays eager.
+    new shape start over. If the capture fails the reason is logged and every function that shares
+    `failures` runs eagerly from then on: graphs captured before use the random numbers that the
+    failed one has spoilt.
 
     Args:
         function: of tensors only; random numbers come in as arguments (dropout's generator is
             registered with the graph by PyTorch itself).
         warm_up_calls: eager calls before the capture.
+        failures: reasons of failed captures, shared by the functions of a run.
     """
 
-    def __init__(self, function: Callable[..., Any], warm_up_calls: int) -> None:
+    def __init__(self, function: Callable[..., Any], warm_up_calls: int, failures: list[str]) -> None:
         self.function = function
         self.warm_up_calls = warm_up_calls
-        self.fallback_reason: str | None = None
+        self.failures = failures
         self._signature: tuple[Any, ...] = ()
         self._seen = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -113,7 +116,7 @@ class GraphedFunction:
         if signature != self._signature:
             self._signature, self._seen, self._graph = signature, 0, None
         self._seen += 1
-        if self.fallback_reason is not None:
+        if self.failures:
             return self.function(*inputs)
         if self._seen <= self.warm_up_calls:
             return self._on_side_stream(*inputs)
@@ -139,17 +142,31 @@ class GraphedFunction:
     def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
         self._inputs = [tensor.clone() for tensor in inputs]
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        random_state = torch.cuda.get_rng_state()
         try:
             with torch.cuda.graph(graph):
                 self._outputs = self.function(*self._inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own
+            replace_default_generator(random_state)
             cause = error.__context__ or error  # the end of a broken capture fails once more
-            self.fallback_reason = str(cause).strip().splitlines()[0]
-            log.warning("no CUDA graph for %s, running it eagerly: %s", self.function, self.fallback_reason)
+            self.failures.append(str(cause).strip().splitlines()[0])
+            log.warning(
+                "no CUDA graph for %s, running it eagerly, and so all others: %s",
+                self.function,
+                self.failures[-1],
+            )
             return False
         self._graph = graph
         return True
+
+
+def replace_default_generator(state: Tensor) -> None:
+    """Give the current CUDA device's default generator a new state: a failed capture keeps the old one."""
+    index = torch.cuda.current_device()
+    fresh = torch.Generator(f"cuda:{index}")
+    fresh.set_state(state)
+    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class Execution:
@@ -167,6 +184,7 @@ class Execution:
         # The loss scaler of float16 keeps part of its state on the host, which a graph would freeze.
         self.graphs = self.compiles and device.type == "cuda" and self.dtype != torch.float16
         self.warm_up_calls = settings.GraphWarmUpCalls
+        self.graph_failures: list[str] = []
         if device.type == "cpu":
             keep_freed_memory()
         if settings.NumThreads:
@@ -201,11 +219,13 @@ class Execution:
 
     def graph(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as one CUDA graph where this run uses them."""
-        return GraphedFunction(function, self.warm_up_calls) if self.graphs else function
+        if not self.graphs:
+            return function
+        return GraphedFunction(function, self.warm_up_calls, self.graph_failures)
 
     def upload(self, array: Any) -> Tensor:
-        """A host array on the device; the copy does not wait where the host's memory can be pinned."""
+        """An array on the device; the copy does not wait where the host's memory can be pinned."""
         tensor = torch.as_tensor(array)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)

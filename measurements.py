@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -189,21 +192,48 @@ class Iteration:
         }
 
 
-def count_flop(function: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call."""
-    with FlopCounterMode(display=False) as counter:
+class ByteCounter(TorchDispatchMode):
+    """Counts the bytes that operations read and write, as if nothing stayed in a cache.
+
+    Views and allocations count nothing; of a table that rows are picked from, only those rows.
+    """
+
+    PICKING = ("index", "index_select", "gather", "embedding")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty", "detach", "_unsafe_view")):
+            read = result if name in self.PICKING else (args, kwargs)
+            for tensor in pytree.tree_leaves((read, result)):
+                self.total += tensor.nbytes if isinstance(tensor, Tensor) else 0
+        return result
+
+
+def count_work(function: Callable[[], Any]) -> dict[str, int]:
+    """Floating-point operations of the products and convolutions in one call, and bytes read and written."""
+    with FlopCounterMode(display=False) as counter, ByteCounter() as traffic:
         function()
-    return counter.get_total_flops()
+    return {"flop": counter.get_total_flops(), "bytes": traffic.total}
 
 
 def measure_phases(
     config: Config, execution: Execution, clock: Clock, num_actions: int
 ) -> dict[str, dict[str, float]]:
-    """Timing and FLOP of each phase."""
+    """Timing of each phase, its FLOP and the bytes that it moves."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
     counted = Iteration(never, num_actions, Execution(never.BasicSettings, execution.device))
-    flop = {name: count_flop(phase) for name, phase in counted.phases().items()}
+    work = {name: count_work(phase) for name, phase in counted.phases().items()}
     del counted
+    gc.collect()  # its functions refer to each other, and would keep their memory
     if clock.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(clock.device)
@@ -211,7 +241,8 @@ def measure_phases(
     rows = {}
     for name, phase in iteration.phases().items():
         timing = clock.measure(phase)
-        rows[name] = asdict(timing) | {"flop": flop[name], "flop_per_s": flop[name] / timing.median_s}
+        rates = {f"{key}_per_s": value / timing.median_s for key, value in work[name].items()}
+        rows[name] = asdict(timing) | work[name] | rates
     return rows
 
 
@@ -219,8 +250,9 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
     """Environment steps per second of the real training loop after its warm-up.
 
     Counts everything: acting, emulator, storing, both updates, logs and one checkpoint. On a GPU
-    also the share of the time in which it runs nothing: the kernels of some further steps are
-    recorded, and compared with the time that a step took when nobody looked.
+    also the most memory it took beside the replay buffer, and the share of the time in which it runs
+    nothing: the kernels of some further steps are recorded, and compared with the time that a step
+    took when nobody looked.
     """
     task = config.JointTrainAgent
     warm = task.BufferWarmUp + steps
@@ -229,6 +261,10 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory("benchmark", Path(folder))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         session = Session(short, directory, StateStore(directory.state), None)
         try:
             with tqdm(total=warm, disable=True) as bar:
@@ -238,6 +274,7 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
                 finished = finished and train_on(session, steps, stop, bar)
                 figures = {"env_steps_per_s": steps / (time.perf_counter() - start)}
                 if finished and session.execution.device.type == "cuda":
+                    figures["memory_beside_replay_bytes"] = memory_beside_replay(session)
                     traced = min(steps, TRACED_STEPS)
                     with profile(activities=[ProfilerActivity.CUDA]) as trace:
                         finished = train_on(session, traced, stop, bar)
@@ -248,6 +285,13 @@ def end_to_end(config: Config, steps: int) -> dict[str, float]:
     if not finished:
         raise UserError(f"stopped by {stop.signal} before the {steps} steps were measured")
     return figures
+
+
+def memory_beside_replay(session: Session) -> int:
+    """Bytes of the GPU that a run has reserved at most, without those of its replay buffer."""
+    device = session.execution.device
+    stored = session.replay.nbytes if session.replay.device == device else 0
+    return torch.cuda.max_memory_reserved(device) - stored
 
 
 def train_on(session: Session, steps: int, stop: StopRequest, bar: tqdm) -> bool:

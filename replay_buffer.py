@@ -67,18 +67,23 @@ class ReplayBuffer:
         """Steps held, all environments together."""
         return self.rows * self.num_envs
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, filled or not."""
+        return sum(values.nbytes for values in self._storage.values())
+
     def append(
         self,
         observation: Tensor | np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        termination: np.ndarray,
+        action: Tensor | np.ndarray,
+        reward: Tensor | np.ndarray,
+        termination: Tensor | np.ndarray,
     ) -> None:
         """Append one row, overwriting the oldest when full.
 
         Args:
-            observation: uint8 (N, H, W, C), on any device; what `action` was chosen on.
-            action: int (N,). reward: float (N,). termination: float (N,).
+            observation: uint8 (N, H, W, C), what `action` was chosen on.
+            action: int (N,). reward: float (N,). termination: float (N,). All on any device.
         """
         row = self.count % self.capacity
         values = map(torch.as_tensor, (observation, action, reward, termination))

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from checkpoints import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
 from config_schema import Config
@@ -150,6 +151,19 @@ class Session:
         if self.replay.device == self.execution.device:
             return batch
         return Batch(*map(self.execution.upload, vars(batch).values()))
+
+    def remember(self, frame: Tensor, action: np.ndarray, result: StepResult) -> None:
+        """Append a step to the replay buffer and go on to the next frame.
+
+        Args:
+            frame: what `action` was chosen on, uint8 (N, H, W, C), on the execution's device.
+        """
+        row = (action, result.reward, result.termination)
+        if self.replay.device == self.execution.device:
+            self.replay.append(frame, *map(self.execution.upload, row))
+        else:
+            self.replay.append(self.observation, *row)
+        self.observation = result.observation
 
     def _load_demonstrations(self) -> Demonstrations:
         settings, task = self.config.BasicSettings, self.config.JointTrainAgent

@@ -42,9 +42,7 @@ def train(session: Session, stop: StopRequest, bar: tqdm) -> bool:
         except EnvironmentFault as fault:
             handle_fault(session, fault, bar)
             continue
-        seen = frame if session.replay.device == frame.device else session.observation
-        session.replay.append(seen, action, result.reward, result.termination)
-        session.observation = result.observation
+        session.remember(frame, action, result)
         before, session.step = session.step, session.step + task.NumEnvs
         session.faults_in_a_row = 0
         session.record(result)

@@ -28,6 +28,7 @@ from experiments.training import (
     evaluate,
     experiment_facts,
     run_facts,
+    saved_steps,
     side_by_side,
     start_training,
     stop,
@@ -83,7 +84,8 @@ def measure(model: str, seed: int, folder: Path, enough: float, overrides: Seque
     """Train and evaluate one run; its row of the summary."""
     train(model, seed, folder, enough, overrides)
     name = run_name(model, seed)
-    returns, step = evaluate(name, EVALUATED, folder)
+    step = saved_steps(name, folder)[-1]
+    returns = evaluate(name, step, EVALUATED, folder)
     row = {
         "model": model,
         "seed": seed,

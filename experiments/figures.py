@@ -68,11 +68,13 @@ def running_mean(
 
 
 def draw_curves(axes: Axes, record: dict[str, Any], colours: dict[str, str]) -> None:
-    """One line per run: the running mean of its training returns."""
+    """One line per run: the running mean of its training returns; dots are evaluated checkpoints."""
     for row in record["runs"]:
         steps, smooth = running_mean(*zip(*row["training_returns"], strict=True), SMOOTHED)
         label = row["preset"] if row["seed"] == record["runs"][0]["seed"] else None
         axes.plot(steps, smooth, color=colours[row["preset"]], label=label)
+        evaluations = [(point["step"], point["mean_return"]) for point in row["evaluations"]]
+        axes.plot(*zip(*evaluations, strict=True), "o", color=colours[row["preset"]], alpha=0.6)
     axes.axhline(record["random"]["mean_return"], color=RANDOM, linestyle="--", label="random play")
     axes.set(xlabel="environment steps", ylabel=f"return, mean of {SMOOTHED} training episodes")
     axes.set_title(record["game"])

@@ -4,8 +4,8 @@
 
 Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
 time on one thread each; a run that is there already is continued, or only evaluated. Writes
-<out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each run and
-of random play, with 95 % intervals (Student's t), and the returns of the training episodes; and
+<out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each checkpoint
+and of random play, with 95 % intervals (Student's t), and the returns of the training episodes; and
 <out>/<game>_health.png: what to look at while training, of the first seed.
 """
 
@@ -32,6 +32,7 @@ from experiments.training import (
     evaluate,
     experiment_facts,
     run_facts,
+    saved_steps,
     side_by_side,
     start_training,
     training_curves,
@@ -90,8 +91,11 @@ def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
     process = start_training(name, preset, settings, folder)
     if process.wait():
         raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
-    returns, step = evaluate(name, EPISODES, folder)
-    row = {"preset": preset, "seed": seed, "evaluated_step": step, **describe(returns)}
+    evaluations = [
+        {"step": step, **describe(evaluate(name, step, EPISODES, folder))}
+        for step in saved_steps(name, folder)
+    ]
+    row = {"preset": preset, "seed": seed, **evaluations[-1], "evaluations": evaluations}
     row |= run_facts(name, folder) | {"training_returns": training_returns(name, folder)}
     low, high = row["interval"]
     print(

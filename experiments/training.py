@@ -96,14 +96,18 @@ def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[st
     return {tag: [record[tag] for record in records] for tag in tags}
 
 
-def evaluate(run_name: str, episodes: int, folder: Path) -> tuple[list[float], int]:
-    """Returns of fresh episodes with a run's last checkpoint, played unless they were before; its step."""
-    step = list_checkpoints(RunDirectory(run_name, folder).checkpoints)[-1]
+def saved_steps(run_name: str, folder: Path) -> list[int]:
+    """Steps of a run's checkpoints, ascending."""
+    return list_checkpoints(RunDirectory(run_name, folder).checkpoints)
+
+
+def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
+    """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
     if len(evaluated_returns(run_name, step, folder)) != episodes:
         command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
         command += [f"-num_episodes={episodes}", "-device=cpu"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return evaluated_returns(run_name, step, folder), step
+    return evaluated_returns(run_name, step, folder)
 
 
 def evaluated_returns(run_name: str, step: int, folder: Path) -> list[float]:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import GIT_STORM, SMALL
 
 import benchmark
+import measurements
 from utils import UserError
 
 SHORT = ["--repeats=1", "--warm-up=0"]
@@ -31,6 +33,25 @@ def test_one_call_measures_phases_and_the_whole_loop(tmp_path: Path, capsys: pyt
     assert (tmp_path / "trace.json").stat().st_size and "aten::" in (tmp_path / "kernels.txt").read_text()
 
 
+def test_bytes_are_those_of_inputs_and_outputs() -> None:
+    table, index = torch.zeros(1000, 8), torch.tensor([3, 5])
+    assert measurements.count_work(lambda: table + 1)["bytes"] == 2 * table.nbytes
+    assert measurements.count_work(lambda: table.T.reshape(8, 20, 50))["bytes"] == 0
+    assert measurements.count_work(lambda: table.index_select(0, index))["bytes"] == 2 * 2 * 8 * 4
+    assert measurements.count_work(lambda: table.T @ table) == {
+        "flop": 2 * 8 * 8 * 1000,
+        "bytes": 2 * table.nbytes + 8 * 8 * 4,
+    }
+
+
+@pytest.mark.parametrize("other", ["BasicSettings.ImageSize=32", "JointTrainAgent.BatchSize=8"])
+def test_the_release_is_compared_with_at_its_sizes_only(other: str) -> None:
+    device = torch.device("cpu")
+    assert benchmark.is_release_size(benchmark.load_config([]), device)
+    assert not benchmark.is_release_size(benchmark.load_config([other]), device)
+    assert not benchmark.is_release_size(benchmark.load_config([]), torch.device("meta"))
+
+
 def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "HORIZONS", (2, 4))
     monkeypatch.setattr(benchmark, "BATCHES", (2, 4))
@@ -38,10 +59,11 @@ def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
     benchmark.main([*SMALL, *SHORT, "--rows", "--steps=8", f"--json={file}", f"--plot={picture}"])
     rows = json.loads(file.read_text())
     assert rows["horizon_ratio"] > 0 and set(rows["horizons"]) == {"2", "4"}
+    assert rows["env_steps_per_s"] == rows["loops"]["STORM-tiny"]["env_steps_per_s"]
     assert set(rows["loops"]) == {"STORM-tiny", "GITSTORM-tiny"}
     for loop in rows["loops"].values():
         assert loop["env_steps_per_s"] > 0 and loop["evaluation_steps_per_s"] > 0
-    assert set(rows["growth"]["batches"]) == {"2", "4"} and picture.stat().st_size
+    assert set(rows["batches"]) == {"2", "4"} and picture.stat().st_size
 
 
 def test_a_horizon_counts_the_fastest_of_turns_of_the_same_length(monkeypatch: pytest.MonkeyPatch) -> None:
