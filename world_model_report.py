@@ -2,7 +2,7 @@
 
 By horizon: the squared pixel error of open-loop predictions (posterior context, then prior
 samples, real actions throughout) against copying the last frame of the context, and how well
-reward and termination are told. Also the prior's KL divergence and perplexity, one step ahead.
+reward and termination are told, and the prior's KL divergence and perplexity.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from random_streams import RandomStreams, derive_seed
 from run_directory import machine_facts
 from sub_models.batch import Batch
 from sub_models.cnn import PIXEL_MAX
-from sub_models.functions_losses import sample
+from sub_models.functions_losses import categorical_kl, sample
 from sub_models.world_models import WorldModel
 from utils import UserError, write_atomically
 
@@ -57,6 +57,8 @@ class ByHorizon:
     zero_reward_accuracy: list[float]  # of always predicting 0
     termination_accuracy: list[float]
     no_termination_accuracy: list[float]  # of never predicting one
+    prior_kl: list[float]  # nats a step: the true frame's posterior from the prior, summed over latents
+    prior_perplexity: list[float]  # per latent, of samples of that posterior
 
 
 def play(policy: Policy, environment: VectorEnvironment, steps: int) -> tuple[Batch, list[float]]:
@@ -96,7 +98,8 @@ def errors_by_horizon(
 ) -> ByHorizon:
     """Judge an open-loop prediction of (B, context + H) windows.
 
-    Reward and termination at horizon h are those of the action taken on the h-th predicted frame.
+    Reward and termination at horizon h are those of the action taken on the h-th predicted frame. The
+    prior is that of each latent from h alone, where h summarises what was predicted before.
     """
     truth, last = batch.observation[:, context:], batch.observation[:, context - 1 : context]
     copied = last.movedim(-1, 2).float() / PIXEL_MAX
@@ -109,6 +112,7 @@ def errors_by_horizon(
     changed = moved.flatten(2).any(-1)
     reward, predicted = batch.reward[:, context:], prediction.reward[:, context:]
     termination = batch.termination[:, context:]
+    prior = world_model.prior.log_probs(prediction.hidden[:, context - 1 : -1])
     columns = ByHorizon(
         model_error=model,
         copy_error=copy,
@@ -124,8 +128,12 @@ def errors_by_horizon(
         zero_reward_accuracy=reward == 0,
         termination_accuracy=prediction.termination[:, context:] == termination,
         no_termination_accuracy=termination == 0,
+        prior_kl=categorical_kl(posterior, prior).sum(-1),
+        prior_perplexity=-prior.gather(-1, index.unsqueeze(-1)).squeeze(-1).mean(-1),  # its logarithm
     )
-    return ByHorizon(**{name: values.float().nanmean(0).tolist() for name, values in vars(columns).items()})
+    means = {name: values.float().nanmean(0) for name, values in vars(columns).items()}
+    means["prior_perplexity"] = means["prior_perplexity"].exp()
+    return ByHorizon(**{name: values.tolist() for name, values in means.items()})
 
 
 def masked_errors(truth: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
@@ -212,8 +220,10 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['env_name']}, {result['model']} at step {result['step']}: {result['windows']} windows of "
         f"{len(result['episode_returns'])} held-out episodes, context {result['context']}",
-        "         changed windows            changed pixels    sign of reward     termination",
-        "horizon  share   error   copied    error   copied    right  (always 0)  right   (never)",
+        "         changed windows            changed pixels    sign of reward     termination"
+        "             prior",
+        "horizon  share   error   copied    error   copied    right  (always 0)  right   (never)"
+        "      KL  perplexity",
     ]
     for index in range(len(columns["model_error"])):
         at = {name: values[index] for name, values in columns.items()}
@@ -221,7 +231,8 @@ def table(result: dict[str, Any]) -> str:
             f"{index + 1:7d}  {at['changed_share']:5.0%} {at['changed_model_error']:.5f} "
             f"{at['changed_copy_error']:.5f}  {at['moved_model_error']:.5f} {at['moved_copy_error']:.5f}  "
             f"{at['reward_accuracy']:6.1%}  ({at['zero_reward_accuracy']:6.1%})  "
-            f"{at['termination_accuracy']:6.1%}  ({at['no_termination_accuracy']:6.1%})"
+            f"{at['termination_accuracy']:6.1%}  ({at['no_termination_accuracy']:6.1%})  "
+            f"{at['prior_kl']:6.2f}  {at['prior_perplexity']:10.2f}"
         )
     prior = result["prior"]
     verdict = "at every" if result["beats_copy_where_changed"] else "NOT at every"
@@ -234,9 +245,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any]) -> Figure:
-    """Errors, and accuracies, by horizon."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    errors, accuracies = figure.subplots(1, 2)
+    """Errors, accuracies, and the prior's perplexity, by horizon."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    errors, accuracies, perplexity = figure.subplots(1, 3)
     draw(
         errors,
         result["by_horizon"],
@@ -258,6 +269,12 @@ def plot(result: dict[str, Any]) -> Figure:
         ],
     )
     accuracies.set(ylabel="accuracy", ylim=(0, 1.02))
+    draw(
+        perplexity,
+        result["by_horizon"],
+        [("prior_perplexity", "prior, of the true frame's latents", MODEL_COLOUR, "-")],
+    )
+    perplexity.set(ylabel="perplexity of a latent", ylim=(1, None))
     figure.suptitle(f"{result['env_name']}, {result['model']}, step {result['step']}: open-loop predictions")
     return figure
 

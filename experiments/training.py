@@ -19,6 +19,7 @@ from checkpoints import list_checkpoints
 from run_directory import EVALUATIONS, RunDirectory, machine_facts
 
 ROOT = Path(__file__).resolve().parents[1]
+SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
 AT_A_TIME = 2  # runs side by side, on one thread each
 
 
@@ -58,9 +59,7 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
         *overrides,
     ]
     with (folder / f"{run_name}.log").open("wb") as log:
-        return subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

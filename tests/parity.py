@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agents import ActorCritic
 from array_files import LARGEST_BYTES, open_arrays, read_array
 from checkpoints import load_into
 from config_schema import Config
@@ -31,6 +32,7 @@ from random_streams import RandomStreams
 from sub_models.batch import Batch, Rollout
 from sub_models.functions_losses import free_nats, lambda_return, percentile, symlog
 from sub_models.storm_checkpoint import convert
+from sub_models.world_models import WorldModel
 from tensor_files import regular_file_size
 from trainer import Learner
 from utils import UserError, run_cli
@@ -168,13 +170,13 @@ def check_range(path: Path, golden: dict[str, Tensor], name: str, below: int) ->
     return values
 
 
-def make_config(manifest: Manifest, golden: dict[str, Tensor]) -> Config:
+def make_config(manifest: Manifest, golden: dict[str, Tensor], compiling: str = "never") -> Config:
     """Our configuration of the manifest's sizes; what it does not say follows from the tensors' shapes."""
     config = Config()
     config.BasicSettings.ImageSize = golden["obs"].shape[2]
     config.BasicSettings.ReleaseQuirks = True
     config.BasicSettings.Precision = "float32"
-    config.BasicSettings.Compile = "never"
+    config.BasicSettings.Compile = compiling
     for key, name in {**SIZES, **NUMBERS}.items():
         _, section, field = name.split(".")
         setattr(getattr(config.Models, section), field, manifest.config[key])
@@ -203,24 +205,30 @@ def check_sizes(manifest: Manifest, config: Config, length: int) -> None:
         )
 
 
-def make_learner(manifest: Manifest, golden: dict[str, Tensor]) -> Learner:
+def make_learner(manifest: Manifest, config: Config, execution: Execution) -> Learner:
     """Our models with the original's weights, in evaluation mode."""
-    config, cpu = make_config(manifest, golden), torch.device("cpu")
     num_actions = manifest.config["action_dim"]
-    learner = Learner(config, num_actions, Execution(config.BasicSettings, cpu), RandomStreams(0, cpu))
+    learner = Learner(config, num_actions, execution, RandomStreams(0, execution.device))
     for model in ("world_model", "agent"):
         weights = convert(manifest.weights(getattr(manifest, model)), f"{manifest.path}: {model}")
         load_into(getattr(learner, model), weights, f"{manifest.path}: {model}")
     return learner
 
 
-@torch.no_grad()
-def world_model_results(learner: Learner, golden: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def world_model_results(
+    learner: Learner, execution: Execution, golden: dict[str, Tensor], path: Path
+) -> dict[str, Tensor]:
     """What the world model and the agent's networks say about the windows."""
-    model, agent = learner.world_model, learner.agent
-    action = check_range(path, golden, "action", model.num_actions)
-    index = check_range(path, golden, "latent_index", model.config.NumClasses)
+    action = check_range(path, golden, "action", learner.world_model.num_actions)
+    index = check_range(path, golden, "latent_index", learner.world_model.config.NumClasses)
     batch = Batch(golden["obs"], action, golden["reward"], golden["termination"])
+    with torch.no_grad():
+        return execution.compile(judge)(learner.world_model, learner.agent, batch, index)
+
+
+def judge(model: WorldModel, agent: ActorCritic, batch: Batch, index: Tensor) -> dict[str, Tensor]:
+    """What the networks say about windows whose latents are those of `index`."""
+    action = batch.action
     posterior = model.posterior(batch.observation)
     latent = model.one_hot_latent(index)
     hidden = model.sequence_model(latent, action)
@@ -282,10 +290,14 @@ def agent_update_results(learner: Learner, golden: dict[str, Tensor], path: Path
     return {f"ac_{name}": metrics[name] for name in names} | biases
 
 
-def compute(golden: dict[str, Tensor], manifest: Manifest, path: Path) -> dict[str, Tensor]:
+def compute(
+    golden: dict[str, Tensor], manifest: Manifest, path: Path, compiling: str = "never"
+) -> dict[str, Tensor]:
     """Every quantity of a golden file, through our modules, by its name there."""
-    learner = make_learner(manifest, golden)
-    results = world_model_results(learner, golden, path) | function_results(learner, golden)
+    config = make_config(manifest, golden, compiling)
+    execution = Execution(config.BasicSettings, torch.device("cpu"))
+    learner = make_learner(manifest, config, execution)
+    results = world_model_results(learner, execution, golden, path) | function_results(learner, golden)
     return results | agent_update_results(learner, golden, path)
 
 
@@ -295,9 +307,11 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return float(difference / scale if scale > 0 else difference)
 
 
-def errors(golden: dict[str, Tensor], manifest: Manifest, path: Path) -> dict[str, float]:
+def errors(
+    golden: dict[str, Tensor], manifest: Manifest, path: Path, compiling: str = "never"
+) -> dict[str, float]:
     """The error of every quantity; UserError if a reference is missing or of another shape."""
-    results = compute(golden, manifest, path)
+    results = compute(golden, manifest, path, compiling)
     for name, value in results.items():
         if name not in golden:
             raise UserError(f"{path}: has no array {name!r}")

@@ -15,7 +15,7 @@ import torch
 import execution
 from config import load_config
 from config_schema import BasicSettings
-from execution import CompiledFunction, Execution, choose_precision, cpu_has_bfloat16
+from execution import CompiledFunction, Execution, GraphedFunction, choose_precision, cpu_has_bfloat16
 from measurements import Iteration
 from utils import resolve_device
 
@@ -201,16 +201,72 @@ def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
         learner._fit_agent,
         iteration.policy._choose,
     ):
-        assert function.fallback_reason is None and function._graph is not None
+        assert not function.failures and function._graph is not None
 
 
 @needs_gpu
+def test_after_a_failed_capture_all_goes_on_eagerly(caplog: pytest.LogCaptureFixture) -> None:
+    run = Execution(BasicSettings(Compile="always"), resolve_device("cuda"))
+    good = run.graph(lambda x: torch.nn.functional.dropout(x, 0.5))
+    bad = run.graph(lambda x: torch.nn.functional.dropout(x, 0.5) * x.sum().item())
+    x = torch.ones(64, device=run.device)
+    for _ in range(run.warm_up_calls + 1):
+        good(x)
+    for _ in range(run.warm_up_calls + 1):
+        bad(x)
+    assert run.graph_failures and run.graph_failures[0] in caplog.text
+    assert not torch.equal(bad(x), bad(x)) and not torch.equal(good(x), good(x))
+
+
+class BrokenCapture:
+    """In place of torch.cuda.graph: fails on leaving, as after an operation that cannot be captured."""
+
+    def __init__(self, graph: object) -> None:
+        self.graph = graph
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_failed_capture_is_told_once_and_shared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    restored: list[str] = []
+    for name, stand_in in {
+        "graph": BrokenCapture,
+        "CUDAGraph": object,
+        "current_stream": lambda: None,
+        "set_stream": lambda stream: None,
+        "get_rng_state": lambda: "state before",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(execution, "replace_default_generator", restored.append)
+    failures: list[str] = []
+    one, other = (GraphedFunction(lambda x: x + 1, 0, failures) for _ in range(2))
+    for _ in range(2):
+        assert one(torch.zeros(1)).item() == other(torch.zeros(1)).item() == 1
+    assert failures == ["operation not permitted when stream is capturing"] and restored == ["state before"]
+    assert caplog.text.count("no CUDA graph") == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_an_update_never_waits_for_the_device(model_type: str) -> None:
-    iteration = make_iteration(model_type, "cuda", compiled=False)
-    phases = (iteration.sample_all, iteration.fit_world_model, iteration.imagine, iteration.fit_agent)
-    for phase in phases:
-        phase()
+def test_the_host_never_waits_for_an_update(model_type: str, compiled: bool) -> None:
+    iteration = make_iteration(model_type, "cuda", compiled)
+    upload = iteration.execution.upload
+
+    def store() -> None:
+        numbers = (np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float32))
+        iteration.replay.append(iteration.frame, *map(upload, numbers))
+
+    phases = (store, iteration.sample_all, iteration.fit_world_model, iteration.imagine, iteration.fit_agent)
+    for _ in range(iteration.execution.warm_up_calls + 2):
+        for phase in phases:
+            phase()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for phase in phases:

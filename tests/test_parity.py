@@ -14,6 +14,7 @@ import torch
 from tests_support import small_models
 
 from checkpoints import load_into, load_weights
+from execution import Execution
 from sub_models.storm_checkpoint import agent_table, convert, is_original, world_model_table
 from utils import UserError, run_cli
 
@@ -39,6 +40,13 @@ QUANTITIES = [
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_quantity_equals_the_original(errors: dict[str, float], name: str) -> None:
     assert errors[name] <= parity.BAR
+
+
+@pytest.mark.slow
+def test_compiled_code_equals_the_original(caplog: pytest.LogCaptureFixture) -> None:
+    table = parity.errors(parity.read_golden(GOLDEN), parity.read_manifest(MANIFEST), GOLDEN, "always")
+    assert set(table) == set(QUANTITIES) and max(table.values()) <= parity.BAR
+    assert "cannot compile" not in caplog.text
 
 
 def test_every_result_of_the_golden_file_is_compared(errors: dict[str, float]) -> None:
@@ -273,7 +281,8 @@ def test_projections_that_do_not_fit_together_are_refused() -> None:
 def test_an_original_checkpoint_loads_from_its_file(tmp_path: Path) -> None:
     manifest = parity.read_manifest(MANIFEST)
     golden = parity.read_golden(GOLDEN)
-    learner = parity.make_learner(manifest, golden)
+    config = parity.make_config(manifest, golden)
+    learner = parity.make_learner(manifest, config, Execution(config.BasicSettings, torch.device("cpu")))
     for part in ("world_model", "agent"):
         torch.save(original_state(part), tmp_path / f"{part}_1000.pth")
         weights = load_weights(tmp_path / f"{part}_1000.pth")

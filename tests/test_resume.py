@@ -107,6 +107,11 @@ def die_at_random(patch: pytest.MonkeyPatch, moments: random.Random, longest: in
         (5, [GIT_STORM, "BasicSettings.ReleaseQuirks=true"]),
         (2, ["JointTrainAgent.NumEnvs=3"]),
         (3, [GIT_STORM, "JointTrainAgent.EvalEverySteps=40", "BasicSettings.Precision=bfloat16"]),
+        pytest.param(
+            2,
+            [GIT_STORM, "BasicSettings.Precision=bfloat16", "BasicSettings.Compile=always"],
+            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+        ),
     ],
 )
 def test_killed_anywhere_and_resumed_equals_uninterrupted(

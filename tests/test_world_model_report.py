@@ -22,6 +22,7 @@ from execution import Execution
 from random_streams import RandomStreams
 from run_directory import RunDirectory
 from sub_models.batch import Batch
+from sub_models.functions_losses import entropy
 from trainer import make_models
 from utils import UserError
 from world_model_report import (
@@ -104,7 +105,10 @@ def test_windows_are_spread_evenly_and_disjoint() -> None:
 
 def report_on(batch: Batch, frames: torch.Tensor, reward: torch.Tensor, termination: torch.Tensor):  # noqa: ANN201
     world_model, _ = small_models()
-    prediction = OpenLoop(frames, torch.zeros(0), reward, termination)
+    torch.nn.init.zeros_(world_model.prior.head.weight)
+    torch.nn.init.zeros_(world_model.prior.head.bias)
+    hidden = torch.randn(*batch.action.shape, world_model.config.TransformerHiddenDim)
+    prediction = OpenLoop(frames, hidden, reward, termination)
     return errors_by_horizon(world_model, batch, prediction, CONTEXT, RandomStreams(0, CPU))
 
 
@@ -140,6 +144,18 @@ def test_copying_is_judged_where_the_picture_changes() -> None:
     assert min(report.changed_reconstruction_error[1:]) > 0
     assert not beats_copy(vars(report))
     assert without_nan(vars(report))["changed_copy_error"][0] is None
+
+
+def test_a_prior_that_knows_nothing_is_as_perplexed_as_there_are_classes() -> None:
+    batch = random_batch(WINDOWS, CONTEXT + HORIZON)
+    world_model, _ = small_models()
+    report = report_on(
+        batch, torch.rand(WINDOWS, CONTEXT + HORIZON, 3, 16, 16), batch.reward, batch.termination
+    )
+    latents, classes = world_model.config.NumLatents, world_model.config.NumClasses
+    assert report.prior_perplexity == pytest.approx([classes] * HORIZON)
+    unknown = math.log(classes) - entropy(world_model.posterior(batch.observation[:, CONTEXT:])).mean((0, -1))
+    assert report.prior_kl == pytest.approx((latents * unknown).tolist(), abs=1e-5)
 
 
 def test_nothing_is_beaten_where_no_picture_changes() -> None:
