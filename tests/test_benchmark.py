@@ -94,3 +94,11 @@ def test_a_horizon_counts_the_fastest_of_turns_of_the_same_length(monkeypatch: p
 def test_counts_that_make_no_sense_are_refused(option: str) -> None:
     with pytest.raises(UserError, match="at least"):
         benchmark.main([*SMALL, option])
+
+
+def test_the_loops_of_a_gpu_are_runs_of_paper_size() -> None:
+    loops = {title: benchmark.load_config(settings) for title, settings in benchmark.GPU_LOOPS.items()}
+    assert {loop.JointTrainAgent.ModelType for loop in loops.values()} == {"STORM", "GITSTORM"}
+    assert {loop.BasicSettings.ReplayBufferOnGPU for loop in loops.values()} == {True, False}
+    for loop in loops.values():
+        assert loop.Evaluation.NumEnvs == 20 and loop.JointTrainAgent.ImagineBatchSize == 1024
