@@ -76,7 +76,10 @@ def draw_curves(axes: Axes, record: dict[str, Any], colours: dict[str, str]) -> 
         evaluations = [(point["step"], point["mean_return"]) for point in row["evaluations"]]
         axes.plot(*zip(*evaluations, strict=True), "o", color=colours[row["preset"]], alpha=0.6)
     axes.axhline(record["random"]["mean_return"], color=RANDOM, linestyle="--", label="random play")
-    axes.set(xlabel="environment steps", ylabel=f"return, mean of {SMOOTHED} training episodes")
+    axes.set(
+        xlabel="environment steps",
+        ylabel=f"return: mean of {SMOOTHED} training episodes;\ndots: of evaluated checkpoints",
+    )
     axes.set_title(record["game"])
     axes.legend(frameon=False)
 

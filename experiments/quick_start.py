@@ -1,12 +1,13 @@
 """Trains the tiny presets on a game over several seeds, and compares them with random play.
 
-    python experiments/quick_start.py [--game KungFuMaster] [--seeds 0 1 2] [--out results/quick_start]
+    python experiments/quick_start.py [--game KungFuMaster] [--seeds 0 1 2] [--presets …] [--out DIR]
 
 Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
 time on one thread each; a run that is there already is continued, or only evaluated. Writes
 <out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each checkpoint
 and of random play, with 95 % intervals (Student's t), and the returns of the training episodes; and
-<out>/<game>_health.png: what to look at while training, of the first seed.
+<out>/<game>_health.png: what to look at while training, of the first seed. With --presets the others
+are not run, and what an earlier call recorded of them is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +108,22 @@ def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
     return row
 
 
+def read_kept(path: Path, presets: Sequence[str]) -> dict[str, Any]:
+    """Runs and health curves that an earlier record has of other presets."""
+    record = json.loads(path.read_text()) if path.is_file() else {"runs": [], "health": {}}
+    return {
+        "runs": [row for row in record["runs"] if row["preset"] not in presets],
+        "health": {preset: curves for preset, curves in record["health"].items() if preset not in presets},
+    }
+
+
 def main(arguments: list[str]) -> int:
     """Run all seeds of both presets; 1 if any is not above random play."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog="experiments/quick_start.py", description=__doc__, formatter_class=layout)
     parser.add_argument("--game", default="KungFuMaster", help="an Atari game of ALE/<game>-v5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="default both")
     parser.add_argument("--out", type=Path, default=Path("results/quick_start"), help="folder of the result")
     options = parser.parse_args(arguments)
     random = play_randomly(options.game, options.seeds[0])
@@ -121,7 +133,10 @@ def main(arguments: list[str]) -> int:
     def measure_here(preset: str, seed: int) -> dict[str, Any]:
         return measure(preset, seed, options.game, Path.cwd())
 
-    rows = side_by_side(measure_here, PRESETS, options.seeds)
+    path = options.out / f"{options.game}.json"
+    kept = read_kept(path, options.presets)
+    rows = kept["runs"] + side_by_side(measure_here, options.presets, options.seeds)
+    rows.sort(key=lambda row: (row["seed"], PRESETS.index(row["preset"])))
     record = {
         **experiment_facts("quick_start.py", arguments),
         "game": options.game,
@@ -129,9 +144,9 @@ def main(arguments: list[str]) -> int:
         "random": random,
         "runs": rows,
     }
-    first = {preset: f"{options.game}-{preset}-seed_{options.seeds[0]}" for preset in PRESETS}
-    record["health"] = {preset: training_curves(name, HEALTH, Path.cwd()) for preset, name in first.items()}
-    path = options.out / f"{options.game}.json"
+    first = {preset: f"{options.game}-{preset}-seed_{options.seeds[0]}" for preset in options.presets}
+    curves = {preset: training_curves(name, HEALTH, Path.cwd()) for preset, name in first.items()}
+    record["health"] = kept["health"] | curves
     write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
     draw(record, path.with_suffix(".png"))
     draw_health(record, path.with_name(f"{path.stem}_health.png"))
