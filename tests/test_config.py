@@ -33,6 +33,13 @@ def test_every_yaml_of_the_repository_loads_and_names_its_runs(path: Path) -> No
     assert config.JointTrainAgent.ModelType == path.stem.split("-")[0]
 
 
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
+def test_acting_is_at_a_position_that_imagination_visits(path: Path) -> None:
+    task = load_config([f"BasicSettings.config_path=config_files/{path.name}"]).JointTrainAgent
+    imagined = task.ImagineContextLength + task.ImagineBatchLength
+    assert task.ImagineContextLength <= task.ActingContextLength <= imagined
+
+
 def test_storm_yaml_states_the_schema_defaults() -> None:
     changed = {key for key, *_ in differences(load_config([]), Config())}
     assert changed == {"BasicSettings.n", "Models.MaskGit.VocabSize"}
