@@ -52,6 +52,7 @@ class Environment:
     StickyActions: float = key(0.25, "probability that a frame repeats the previous action")
     MaxEpisodeFrames: int = key(108_000, "emulator frames after which an episode is truncated")
     LifeLossTermination: bool = key(True, "a lost life is a termination for learning")
+    ClipRewards: bool = key(False, "learn from the sign of rewards; returns are reported whole")
     StepTimeout: float = key(0.0, "seconds a worker may take for one step; 0 waits for ever")
     MaxFaults: int = key(3, "environment faults in a row after which the run stops")
 

@@ -41,7 +41,12 @@ class Demonstrations:
 
     @staticmethod
     def load(
-        path: Path, num_actions: int, image_size: int, shortest: int, device: torch.device
+        path: Path,
+        num_actions: int,
+        image_size: int,
+        shortest: int,
+        device: torch.device,
+        clip_rewards: bool = False,
     ) -> Demonstrations:
         """Read an .npz, or STORM's pickle, with arrays obs, action, reward and done.
 
@@ -50,6 +55,7 @@ class Demonstrations:
             num_actions: A. image_size: side of the images in pixels.
             shortest: fewest steps that can be used, the longest window that will be drawn.
             device: where the arrays will live.
+            clip_rewards: keep only the sign of rewards, as an environment does with ClipRewards.
 
         Raises:
             UserError: names file and key, what was expected and what was found.
@@ -58,10 +64,11 @@ class Demonstrations:
         _check_layout(path, stored, (image_size, image_size, COLOURS), shortest)
         arrays = {key: read_array(path, stored[key]) for key in KINDS}
         _check_values(path, arrays, num_actions)
+        reward = arrays["reward"].astype(np.float32)
         return Demonstrations(
             np.require(arrays["obs"], requirements=["C", "W"]),
             arrays["action"].astype(np.int64),
-            arrays["reward"].astype(np.float32),
+            np.sign(reward) if clip_rewards else reward,
             arrays["done"].astype(np.float32),
             device,
         )

@@ -28,10 +28,12 @@ class StepResult:
     """What one step of N environments brought."""
 
     observation: np.ndarray  # uint8 (N, H, W, 3), what the next action is chosen on
-    reward: np.ndarray  # float32 (N,), raw
+    reward: np.ndarray  # float32 (N,), to learn from: raw, or its sign if ClipRewards
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
-    episode_return: np.ndarray  # float64 (N,), of the episode that ended here; meaningless elsewhere
+    episode_return: (
+        np.ndarray
+    )  # float64 (N,), of raw rewards, of the episode that ended here; else meaningless
     episode_length: np.ndarray  # int64 (N,), in agent steps; likewise
 
 
@@ -171,7 +173,7 @@ class VectorEnvironment:
         self._length = np.where(episode_end, 0, length)
         return StepResult(
             observation=self.observation,
-            reward=reward.astype(np.float32),
+            reward=(np.sign(reward) if self._settings.ClipRewards else reward).astype(np.float32),
             termination=termination.astype(np.float32),
             episode_end=episode_end,
             episode_return=ended_with,

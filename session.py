@@ -173,6 +173,7 @@ class Session:
             settings.ImageSize,
             max(task.BatchLength, task.ImagineContextLength),
             self.replay.device,
+            self.config.Environment.ClipRewards,
         )
 
     def _initialise_weights(self) -> None:

@@ -72,6 +72,14 @@ def test_npz(tmp_path: Path, compressed: bool) -> None:
     check_windows(load(write_npz(tmp_path / "play.npz", trajectory, compressed)), trajectory)
 
 
+def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
+    trajectory = make_trajectory() | {"reward": np.random.default_rng(1).normal(0, 20, STEPS)}
+    path = write_npz(tmp_path / "play.npz", trajectory)
+    clipped = Demonstrations.load(path, ACTIONS, SIZE, 8, CPU, clip_rewards=True)
+    check_windows(clipped, trajectory | {"reward": np.sign(trajectory["reward"])})
+    check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     trajectory = make_trajectory()

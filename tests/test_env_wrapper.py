@@ -168,6 +168,17 @@ def test_life_loss_can_be_kept_out_of_the_terminations(make: Make) -> None:
     assert sum(a.termination[0] for a, _ in pairs) > sum(b.termination[0] for _, b in pairs)
 
 
+def test_learning_from_the_sign_of_rewards_leaves_returns_whole(make: Make) -> None:
+    raw, clipped = (make("ALE/MsPacman-v5", ClipRewards=clip, MaxEpisodeFrames=400) for clip in (False, True))
+    raw.reset(), clipped.reset()
+    actions = random_actions(120, raw.num_actions)
+    pairs = list(zip(play(raw, actions), play(clipped, actions), strict=True))
+    assert {float(b.reward[0]) for _, b in pairs} == {0.0, 1.0}
+    assert all(b.reward[0] == np.sign(a.reward[0]) for a, b in pairs)
+    returns = [(a.episode_return[0], b.episode_return[0]) for a, b in pairs if a.episode_end[0]]
+    assert len(returns) == 1 and returns[0][0] == returns[0][1] > 1
+
+
 def test_three_workers_equal_three_single_environments(make: Make) -> None:
     together, alone = make(num_envs=3, seed=5), [make(seed=5 + index) for index in range(3)]
     first = np.concatenate([single.reset() for single in alone])
