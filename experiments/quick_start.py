@@ -1,6 +1,6 @@
 """Trains the tiny presets on a game over several seeds, and compares them with random play.
 
-    python experiments/quick_start.py [--game Frostbite] [--seeds 0 1 2] [--presets …] [--out DIR]
+    python experiments/quick_start.py [--game Seaquest] [--seeds 0 1 2] [--presets …] [--out DIR]
 
 Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
 time on one thread each; a run that is there already is continued, or only evaluated. Writes
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> int:
     """Run all seeds of both presets; 1 if any is not above random play."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog="experiments/quick_start.py", description=__doc__, formatter_class=layout)
-    parser.add_argument("--game", default="Frostbite", help="an Atari game of ALE/<game>-v5")
+    parser.add_argument("--game", default="Seaquest", help="an Atari game of ALE/<game>-v5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="default both")
     parser.add_argument("--out", type=Path, default=Path("results/quick_start"), help="folder of the result")
