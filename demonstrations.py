@@ -46,7 +46,7 @@ class Demonstrations:
         image_size: int,
         shortest: int,
         device: torch.device,
-        clip_rewards: bool = False,
+        clip_rewards: bool,
     ) -> Demonstrations:
         """Read an .npz, or STORM's pickle, with arrays obs, action, reward and done.
 

@@ -31,9 +31,7 @@ class StepResult:
     reward: np.ndarray  # float32 (N,), to learn from: raw, or its sign if ClipRewards
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
-    episode_return: (
-        np.ndarray
-    )  # float64 (N,), of raw rewards, of the episode that ended here; else meaningless
+    episode_return: np.ndarray  # float64 (N,), raw, of the episode that ended here; meaningless elsewhere
     episode_length: np.ndarray  # int64 (N,), in agent steps; likewise
 
 

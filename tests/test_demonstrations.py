@@ -34,8 +34,8 @@ def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: Path, shortest: int = 8) -> Demonstrations:
-    return Demonstrations.load(path, ACTIONS, SIZE, shortest, CPU)
+def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> Demonstrations:
+    return Demonstrations.load(path, ACTIONS, SIZE, shortest, CPU, clip_rewards)
 
 
 def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
@@ -75,8 +75,8 @@ def test_npz(tmp_path: Path, compressed: bool) -> None:
 def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
     trajectory = make_trajectory() | {"reward": np.random.default_rng(1).normal(0, 20, STEPS)}
     path = write_npz(tmp_path / "play.npz", trajectory)
-    clipped = Demonstrations.load(path, ACTIONS, SIZE, 8, CPU, clip_rewards=True)
-    check_windows(clipped, trajectory | {"reward": np.sign(trajectory["reward"])})
+    signs = {"reward": np.sign(trajectory["reward"])}
+    check_windows(load(path, clip_rewards=True), trajectory | signs)
     check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})
 
 
