@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config_schema import Agent as AgentConfig
-from execution import Execution
-from random_streams import RandomStreams
+from compute.execution import Execution
+from compute.random_streams import RandomStreams
+from configuration.schema import Agent as AgentConfig
+from configuration.schema import Config
 from sub_models.batch import Rollout
 from sub_models.functions_losses import TwoHotSymlog, entropy, lambda_return, percentile, sample
 from sub_models.perceptron import perceptron
@@ -179,6 +180,15 @@ def imagine(
         reward=world_model.predict_reward(hidden),
         termination=world_model.predict_termination(hidden),
     )
+
+
+def make_models(config: Config, num_actions: int, device: torch.device) -> tuple[WorldModel, ActorCritic]:
+    """World model and agent of a config, in evaluation mode."""
+    settings, task = config.BasicSettings, config.JointTrainAgent
+    world_model = WorldModel(config.Models, task.ModelType, settings.ImageSize, num_actions)
+    agent = ActorCritic(config.Models.Agent, world_model.feature_size, num_actions, settings.ReleaseQuirks)
+    world_model.to(device, memory_format=torch.channels_last)
+    return world_model.eval(), agent.to(device).eval()
 
 
 class Policy:

@@ -16,10 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from config import apply_overrides, load_config
-from config_schema import Config
-from execution import Execution
-from measurements import (
+from benchmarking.measurements import (
     Clock,
     Iteration,
     batch_growth,
@@ -30,7 +27,11 @@ from measurements import (
     measure_phases,
     product_rate,
 )
-from run_directory import machine_facts
+from compute.execution import Execution
+from configuration.loading import apply_overrides, load_config
+from configuration.schema import Config
+from run_files.directory import machine_facts
+from train import train
 from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 
 # Measured by us on the original STORM code: one iteration at paper size, float32, on a 2-core CPU
@@ -116,7 +117,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         **machine_facts(device),
     }
     if options.steps:
-        figures |= end_to_end(config, options.steps)
+        figures |= end_to_end(config, options.steps, train)
     return figures
 
 
@@ -248,7 +249,7 @@ def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     loops = GPU_LOOPS if resolve_device(config.BasicSettings.device).type == "cuda" else CPU_LOOPS
     for title, settings in loops.items() if options.steps else ():
         given = load_config([*options.overrides, *settings])
-        loop = end_to_end(given, options.steps) | evaluation_speed(given, options.steps)
+        loop = end_to_end(given, options.steps, train) | evaluation_speed(given, options.steps)
         rows["loops"][title] = loop
         print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in loop.items()), flush=True)
     figures = next(iter(rows["iterations"].values())) | rows

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from config_schema import Environment as EnvironmentSettings
-from env_workers import LocalPool, PoolFailure, WorkerPool
-from random_streams import derive_seed
-from single_env import find_spec, make_single
-from state_checks import expect, expect_array
+from compute.random_streams import derive_seed
+from configuration.schema import Environment as EnvironmentSettings
+from environments.single import find_spec, make_single
+from environments.state_checks import expect, expect_array
+from environments.workers import LocalPool, PoolFailure, WorkerPool
 from utils import UserError
 
 SEED_RANGE = 2**31 - 1

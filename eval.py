@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from agents import Policy
-from config import apply_overrides, differences, find_config, load_config, load_saved_config
-from config_checks import check_value
-from config_schema import Config
+from compute.execution import Execution
+from compute.memory_limits import memory_errors
+from configuration.loading import apply_overrides, differences, find_config, load_config, load_saved_config
+from configuration.schema import Config
 from env_wrapper import EnvironmentFault
-from evaluation import (
+from evaluation.episodes import (
     Episode,
     choose_steps,
     evaluate,
@@ -30,14 +31,13 @@ from evaluation import (
     make_evaluation_policy,
     summarise,
 )
-from event_file import disk_errors, encode_gif
-from execution import Execution
-from memory import memory_errors
-from run_directory import EVALUATIONS, RunDirectory, find_run
-from scores import human_normalised
-from seals import seal_evaluation
-from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
-from world_model_report import measure, table, write_report
+from evaluation.options import SETTINGS, parse_options
+from evaluation.scores import human_normalised
+from evaluation.world_model_report import measure, table, write_report
+from run_files.directory import EVALUATIONS, RunDirectory, find_run
+from run_files.event_file import disk_errors, encode_gif
+from run_files.seals import seal_evaluation
+from utils import UserError, resolve_device, run_cli, write_atomically
 
 Row = tuple[object, ...]
 HOW = ("protocol", "greedy")  # the last columns of both tables: fair or release, 0 or 1
@@ -47,12 +47,6 @@ EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed", *HOW)
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
-SETTINGS = {  # option → the setting that it overrides
-    "num_episodes": "Evaluation.NumEpisodes",
-    "num_envs": "Evaluation.NumEnvs",
-    "seed": "BasicSettings.Seed",
-    "device": "BasicSettings.device",
-}
 SHAPING = ("JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # with Models, what weights must fit
 EPISODE_STEPS = re.compile(r'_episode_steps": ([0-9]{1,9}(?:\.[0-9]{1,9})?)[,}]')
 
@@ -73,42 +67,6 @@ class Target:
     def how(self) -> Row:
         """The last columns of its rows, as HOW."""
         return ("release" if self.as_release else "fair", int(self.config.Evaluation.Greedy))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The options, each with one or two dashes."""
-    parser = OneLineParser(prog="eval.py", description=__doc__, allow_abbrev=False)
-
-    def option(name: str, meaning: str, **settings: object) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
-
-    option("run_name", "name of the run, a folder of outputs/", required=True)
-    option("config_path", "YAML file, for checkpoints without a saved run")
-    option("env_name", "Gymnasium id, for checkpoints without a saved run")
-    option("ckpt_dir", "folder of checkpoints (default: those of the run)", type=Path)
-    option("checkpoints", "all (default), last, or a step", default="all")
-    option("num_episodes", "episodes per checkpoint (default: the run's Evaluation.NumEpisodes)", type=int)
-    option("num_envs", "parallel environments (default: the run's Evaluation.NumEnvs)", type=int)
-    option("seed", "seed of the evaluation (default: the run's)", type=int)
-    option("greedy", "take the most likely action", action="store_true")
-    option("protocol", "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)")
-    option("record_video", "save one environment's play as a GIF", action="store_true")
-    option("world_model", "measure the world model on held-out episodes instead", action="store_true")
-    option("device", "device (default: the run's BasicSettings.device)")
-    return parser
-
-
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Read a command line; UserError for a value that is impossible on its own, by its option's name."""
-    options = make_parser().parse_args(arguments)
-    for name, key in SETTINGS.items():
-        try:
-            check_value(key, getattr(options, name))
-        except UserError as error:
-            raise UserError(str(error).replace(key, f"-{name}", 1)) from error
-    if options.protocol not in (None, "fair", "release"):
-        raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
-    return options
 
 
 def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config:

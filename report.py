@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils import OneLineParser, UserError, run_cli
+from utils import REPOSITORY, OneLineParser, UserError, run_cli
 
-REPOSITORY = Path(__file__).resolve().parent
 NEEDED = "reports need scipy and matplotlib: pip install -r requirements.txt"
 
 

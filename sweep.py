@@ -13,14 +13,13 @@ import subprocess
 import sys
 from collections.abc import Collection
 
-from config import REPOSITORY
-from session import StopRequest
 from sweeping.options import Options, help_text, parse_options
 from sweeping.plan import plan_runs
 from sweeping.runs import LOGS
 from sweeping.scheduler import FAILED, STOPPED, Entry, Sweep
 from sweeping.table import Table, summary
-from utils import UserError, run_cli
+from training.run import StopRequest
+from utils import REPOSITORY, UserError, run_cli
 
 NOT_FINISHED = 75  # as train.py: stopped, saved; the same command continues
 NEEDED = "sweeps need Ray: pip install -r requirements-sweep.txt"

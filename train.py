@@ -7,13 +7,13 @@ import sys
 
 from tqdm import tqdm
 
-from config import config_help, config_to_yaml, load_config
-from config_schema import Config, JointTrainAgent
+from compute.memory_limits import memory_errors
+from configuration.loading import config_help, config_to_yaml, load_config
+from configuration.schema import Config, JointTrainAgent
 from env_wrapper import EnvironmentFault
-from memory import memory_errors
-from resume import open_session
-from run_directory import RunDirectory
-from session import Session, StopRequest
+from run_files.directory import RunDirectory
+from training.resume import open_session
+from training.run import Session, StopRequest
 from utils import UserError, run_cli
 
 NOT_FINISHED = 75  # EX_TEMPFAIL: stopped by a signal and saved; the same command continues

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 if TYPE_CHECKING:
     import torch
 
+REPOSITORY = Path(__file__).resolve().parent
 DEVICE_PATTERN = r"auto|cuda(:\d{1,3})?|mps|cpu"
 NVIDIA_FIX = (
     "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "

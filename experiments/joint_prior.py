@@ -28,11 +28,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
 from agents import ActorCritic, imagination_noise_size, imagine
-from config_schema import Config
-from diagnostic_envs import MAX_PICTURES, is_consistent, parts_of
-from diagnostics import open_loop
-from random_streams import RandomStreams
-from run_directory import machine_facts
+from compute.random_streams import RandomStreams
+from configuration.schema import Config
+from environments.diagnostic import MAX_PICTURES, is_consistent, parts_of
+from evaluation.open_loop import open_loop
+from run_files.directory import machine_facts
 from sub_models.batch import Batch
 from sub_models.cnn import PIXEL_MAX
 from sub_models.functions_losses import sample, straight_through

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 import numpy as np
 from scipy import stats
 
-from config import load_config
-from evaluation import evaluate as play
-from evaluation import evaluation_environment
+from configuration.loading import load_config
+from evaluation.episodes import evaluate as play
+from evaluation.episodes import evaluation_environment
 from experiments.figures import HEALTH, draw, draw_health
 from experiments.training import (
     ROOT,

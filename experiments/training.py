@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from checkpoints import list_checkpoints
-from run_directory import EVALUATIONS, RunDirectory, machine_facts
+from run_files.directory import EVALUATIONS, RunDirectory, machine_facts
+from run_files.weights import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from config import check_run_name
+from configuration.loading import check_run_name
 from reporting.entries import (
     MANIFEST,
     NOTES,
@@ -24,7 +24,7 @@ from reporting.entries import (
 )
 from reporting.files import is_return, metric_lines, read_episodes
 from reporting.runs import ENTRY_FILES, Run, RunFiles, load_run
-from seals import check_evaluation, check_run
+from run_files.seals import check_evaluation, check_run
 from utils import UserError, nearest
 
 FACTS = ("commit", "hardware", "started", "elapsed_s", "finished_step", "sample_max_steps")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import RESUME_MAY_CHANGE, differences, load_saved_config
-from config_schema import Config
+from configuration.loading import RESUME_MAY_CHANGE, differences, load_saved_config
+from configuration.schema import Config
+from evaluation.scores import game_of
 from reporting.files import Evaluation, History, read_evaluations, read_history, read_json, read_status
 from reporting.published import BENCHMARK_STEP
-from scores import game_of
 from utils import UserError, nearest
 
 ARCHIVED = ".archived-"  # in the name of a run that was started over; selected only by naming it so

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config_schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.precision import compute_dtype
 
 CODE_SIDE = 4  # side of the feature map between encoder and decoder

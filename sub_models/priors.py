@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from config_schema import MaskGit as MaskGitConfig
-from config_schema import Models as ModelsConfig
-from config_schema import WorldModel as WorldModelConfig
+from configuration.schema import MaskGit as MaskGitConfig
+from configuration.schema import Models as ModelsConfig
+from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.functions_losses import sample, unimix_log_probs
 from sub_models.torch_maskgit.masking import mask_count, random_mask
 from sub_models.torch_maskgit.sampling import DraftAndRevise

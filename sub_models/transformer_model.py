@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config_schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.attention_blocks import CausalBlock, KeyValueCache
 from sub_models.functions_losses import one_hot
 

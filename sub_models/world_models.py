@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config_schema import Models as ModelsConfig
-from config_schema import WorldModel as WorldModelConfig
+from configuration.schema import Models as ModelsConfig
+from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.attention_blocks import KeyValueCache
 from sub_models.batch import Batch
 from sub_models.cnn import PIXEL_MAX, Decoder, Encoder, code_size

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import BOOLEANS, schema
-from config_checks import show
-from scores import reference_scores
+from configuration.checks import show
+from configuration.loading import BOOLEANS, schema
+from evaluation.scores import reference_scores
 from utils import UserError, nearest
 
 ATARI_100K = "atari100k"

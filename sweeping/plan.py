@@ -6,16 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from config import REPOSITORY, apply_overrides, load_config
-from config_checks import show
-from config_schema import Config
-from resume import check_resumable
-from run_directory import RunDirectory
-from run_state import StateStore
-from single_env import find_spec
+from configuration.checks import show
+from configuration.loading import apply_overrides, load_config
+from configuration.schema import Config
+from environments.single import find_spec
+from run_files.directory import RunDirectory
+from run_files.states import StateStore
 from sweeping.options import LOCAL, Options
 from sweeping.runs import EVALUATE, TRAIN, SweepRun, parse_eval_options
-from utils import UserError, nearest
+from training.resume import check_resumable
+from utils import REPOSITORY, UserError, nearest
 
 
 def plan_runs(options: Options) -> list[SweepRun]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import REPOSITORY
-from config_schema import Config
-from eval import parse_options
-from evaluation import choose_steps
-from run_directory import EVALUATIONS, RunDirectory
+from configuration.schema import Config
+from evaluation.episodes import choose_steps
+from evaluation.options import parse_options
+from run_files.directory import EVALUATIONS, RunDirectory
 from sweeping.progress import Progress, read_progress, tail_of
-from utils import UserError
+from utils import REPOSITORY, UserError
 
 TRAIN, EVALUATE = "train", "evaluate"
 LOGS = Path("outputs") / "sweep" / "logs"  # in the storage folder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config import load_config
-from config_schema import Config
+from configuration.loading import load_config
+from configuration.schema import Config
 from utils import UserError
 
 # The files that the released STORM and GIT-STORM shipped, key by key.

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import report
-from config import config_to_yaml
-from config_schema import Config
+from configuration.loading import config_to_yaml
+from configuration.schema import Config
 from reporting import statistics as report_statistics
-from seals import seal_evaluation, seal_run
-from tensor_files import write_archive
+from run_files.seals import seal_evaluation, seal_run
+from run_files.tensor_files import write_archive
 
 FULL_RUN = 102_000
 RESULTS = Path(__file__).resolve().parents[1] / "results"

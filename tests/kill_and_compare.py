@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_state import StateStore
+from run_files.states import StateStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "run"

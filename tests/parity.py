@@ -24,17 +24,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents import ActorCritic
-from array_files import LARGEST_BYTES, open_arrays, read_array
-from checkpoints import load_into
-from config_schema import Config
-from execution import Execution
-from random_streams import RandomStreams
+from compute.execution import Execution
+from compute.random_streams import RandomStreams
+from configuration.schema import Config
+from run_files.array_files import LARGEST_BYTES, open_arrays, read_array
+from run_files.tensor_files import regular_file_size
+from run_files.weights import load_into
 from sub_models.batch import Batch, Rollout
 from sub_models.functions_losses import free_nats, lambda_return, percentile, symlog
 from sub_models.storm_checkpoint import convert
 from sub_models.world_models import WorldModel
-from tensor_files import regular_file_size
-from trainer import Learner
+from training.learner import Learner
 from utils import UserError, run_cli
 
 BAR = 1e-4

@@ -12,7 +12,7 @@ from tests_support import ACTIONS, CPU, random_batch, random_rollout, small_conf
 from torch import Tensor
 
 from agents import ActorCritic, Policy, ReturnScale, imagination_noise_size, imagine
-from random_streams import RandomStreams
+from compute.random_streams import RandomStreams
 from sub_models.batch import Rollout
 from sub_models.functions_losses import one_hot, sample
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 from gymnasium.wrappers import AtariPreprocessing
 
-from atari_env import AtariGame
-from config_schema import Environment
+from configuration.schema import Environment
 from env_wrapper import StepResult, VectorEnvironment, make_environment
-from single_env import ignored_settings
+from environments.atari import AtariGame
+from environments.single import ignored_settings
 from utils import UserError
 
 BREAKOUT = "ALE/Breakout-v5"  # five lives, and random play loses them all in some 200 steps

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from agents import ActorCritic
-from config_schema import Config
-from execution import Execution
-from random_streams import RandomStreams
+from agents import ActorCritic, make_models
+from compute.execution import Execution
+from compute.random_streams import RandomStreams
+from configuration.schema import Config
 from sub_models.batch import Batch, Rollout
 from sub_models.world_models import WorldModel
-from trainer import Learner, make_models
+from training.learner import Learner
 
 CPU = torch.device("cpu")
 ACTIONS = 3

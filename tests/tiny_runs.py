@@ -17,7 +17,7 @@ from torch import Tensor
 
 import eval as evaluation_command
 import train as training_command
-from session import StopRequest
+from training.run import StopRequest
 from utils import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config_schema import MaskGit as MaskGitConfig
+from configuration.schema import MaskGit as MaskGitConfig
 from sub_models.attention_blocks import BidirectionalBlock
 
 

@@ -1,0 +1,1 @@
+"""How steps are run: device, precision, kernels, optimizer, random numbers."""

@@ -1,0 +1,73 @@
+"""Memory: whether a replay buffer fits, and one line instead of a traceback where something does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from configuration.schema import Config
+from utils import UserError
+
+ROW_BYTES = 8 + 4 + 4  # action, reward and termination of one step
+# How PyTorch words it on a CPU: refused by the system, or a size beyond what 64 bits count.
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|overflow", re.IGNORECASE)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that a new tensor on the device may take; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_host_limits(), default=None)
+
+
+def _host_limits() -> Iterator[int]:
+    """What the system has, and what a container leaves of it."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        yield 1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[0])
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_replay_fits(config: Config, device: torch.device) -> None:
+    """Refuse a replay buffer that the device cannot hold.
+
+    The system would grant the memory and end the run hours later, when the buffer fills.
+
+    Args:
+        config: of the run. device: where the buffer will live.
+
+    Raises:
+        UserError: names the setting, what it needs and what there is.
+    """
+    size, channels = config.BasicSettings.ImageSize, config.Models.WorldModel.InChannels
+    length = config.JointTrainAgent.BufferMaxLength
+    needed, free = length * (size * size * channels + ROW_BYTES), free_bytes(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"JointTrainAgent.BufferMaxLength={length}: a replay buffer of so many steps takes "
+            f"{needed / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free"
+        )
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a failed allocation inside into a UserError that says which settings ask for less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        reason = (str(error).strip() or "MemoryError").splitlines()[0]
+        raise UserError(
+            "not enough memory: give smaller JointTrainAgent.BatchSize, BatchLength, ImagineBatchSize, "
+            f"NumEnvs or Models sizes ({reason})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Settings of a run: their schema, their files and the command line."""

@@ -1,0 +1,1 @@
+"""Single environments, and the workers that they run in."""

@@ -1,0 +1,1 @@
+"""Scores of checkpoints, and how well world models predict."""

@@ -1,0 +1,53 @@
+"""The command line of eval.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from configuration.checks import check_value
+from utils import OneLineParser, UserError
+
+DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME; --help lists the options."
+SETTINGS = {  # option → the setting that it overrides
+    "num_episodes": "Evaluation.NumEpisodes",
+    "num_envs": "Evaluation.NumEnvs",
+    "seed": "BasicSettings.Seed",
+    "device": "BasicSettings.device",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options, each with one or two dashes."""
+    parser = OneLineParser(prog="eval.py", description=DESCRIPTION, allow_abbrev=False)
+
+    def option(name: str, meaning: str, **settings: object) -> None:
+        parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
+
+    option("run_name", "name of the run, a folder of outputs/", required=True)
+    option("config_path", "YAML file, for checkpoints without a saved run")
+    option("env_name", "Gymnasium id, for checkpoints without a saved run")
+    option("ckpt_dir", "folder of checkpoints (default: those of the run)", type=Path)
+    option("checkpoints", "all (default), last, or a step", default="all")
+    option("num_episodes", "episodes per checkpoint (default: the run's Evaluation.NumEpisodes)", type=int)
+    option("num_envs", "parallel environments (default: the run's Evaluation.NumEnvs)", type=int)
+    option("seed", "seed of the evaluation (default: the run's)", type=int)
+    option("greedy", "take the most likely action", action="store_true")
+    option("protocol", "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)")
+    option("record_video", "save one environment's play as a GIF", action="store_true")
+    option("world_model", "measure the world model on held-out episodes instead", action="store_true")
+    option("device", "device (default: the run's BasicSettings.device)")
+    return parser
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """Read a command line; UserError for a value that is impossible on its own, by its option's name."""
+    options = make_parser().parse_args(arguments)
+    for name, key in SETTINGS.items():
+        try:
+            check_value(key, getattr(options, name))
+        except UserError as error:
+            raise UserError(str(error).replace(key, f"-{name}", 1)) from error
+    if options.protocol not in (None, "fair", "release"):
+        raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
+    return options

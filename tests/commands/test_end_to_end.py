@@ -1,0 +1,477 @@
+"""Whole runs: train.py, eval.py and the shell scripts, and the files that they leave."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from parity import read_manifest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import (
+    CONTEXT,
+    GIT_STORM,
+    HORIZON,
+    REPOSITORY,
+    SMALL,
+    STEPS,
+    WARM_UP,
+    differing,
+    evaluate,
+    in_folder,
+    metrics,
+    train,
+    weights,
+    without_time,
+)
+
+from agents import Policy
+from env_wrapper import VectorEnvironment
+from evaluation.episodes import load_policy
+from replay_buffer import ReplayBuffer
+from training.learner import Learner
+
+SCORES = ["episode_avg_return", "episode_std_return", "human_normalised_score", "episodes"]
+COLUMNS = ["step", *SCORES, "seed", "protocol", "greedy"]
+RELEASE_TAGS = {
+    "sample/ALE/KungFuMaster-v5_reward",
+    "sample/ALE/KungFuMaster-v5_episode_steps",
+    "replay_buffer/length",
+    *(
+        f"WorldModel/{name}"
+        for name in (
+            "reconstruction_loss",
+            "reward_loss",
+            "termination_loss",
+            "dynamics_loss",
+            "dynamics_real_kl_div",
+            "representation_loss",
+            "representation_real_kl_div",
+            "total_loss",
+        )
+    ),
+    *(
+        f"ActorCritic/{name}"
+        for name in ("policy_loss", "value_loss", "entropy_loss", "S", "norm_ratio", "total_loss")
+    ),
+}
+OWN_TAGS = {
+    "WorldModel/gradient_norm",
+    "WorldModel/posterior_entropy",
+    "WorldModel/prior_entropy",
+    "ActorCritic/gradient_norm",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs: "storm", and "git" with three environments."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert train(folder, "storm").code == 0
+    assert train(folder, "git", GIT_STORM, "JointTrainAgent.NumEnvs=3").code == 0
+    return folder
+
+
+def table(folder: Path, name: str) -> list[list[str]]:
+    return list(csv.reader((folder / "outputs" / "eval_result" / f"{name}.csv").read_text().splitlines()))
+
+
+# --- what training leaves
+
+
+@pytest.mark.parametrize("name", ["storm", "git"])
+def test_checkpoints_are_flat_tensors_under_nominal_steps(runs: Path, name: str) -> None:
+    checkpoints = runs / "outputs" / name / "ckpt"
+    steps = (50, 100, STEPS)
+    expected = {f"{model}_{step}.pth" for model in ("world_model", "agent") for step in steps}
+    assert {path.name for path in checkpoints.iterdir()} == expected
+    for path in checkpoints.iterdir():
+        state = torch.load(path, weights_only=True)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+        assert not any("_orig_mod" in key for key in state)
+    assert differing(weights(runs, name, 50), weights(runs, name, 100))
+
+
+@pytest.mark.parametrize("name", ["storm", "git"])
+def test_tensorboard_holds_the_known_tags_and_a_moving_picture(runs: Path, name: str) -> None:
+    events = EventAccumulator(str(runs / "runs" / name), size_guidance={"images": 0})
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= RELEASE_TAGS | OWN_TAGS
+    lengths = {event.step: event.value for event in events.Scalars("replay_buffer/length")}
+    assert lengths[20 if name == "storm" else 21] == (20 if name == "storm" else 21)
+    assert max(lengths) == STEPS and lengths[STEPS] == 90  # the ring is full
+    videos = events.Images("Imagine/predict_video")
+    assert [video.step for video in videos] == ([50, 100, STEPS] if name == "storm" else [51, 102, STEPS])
+    picture = Image.open(io.BytesIO(videos[-1].encoded_image_string))
+    assert picture.format == "GIF" and picture.is_animated and picture.n_frames == CONTEXT + HORIZON
+    assert picture.size == (4 * 16, 3 * 16 + 2)  # four trajectories; truth, prediction, error and the mark
+
+
+def test_metrics_hold_the_same_scalars_and_the_config_is_saved(runs: Path) -> None:
+    lines = metrics(runs, "storm")
+    assert {tag for line in lines for tag in line} >= RELEASE_TAGS | OWN_TAGS
+    assert all(tag == "step" or "/" in tag for line in lines for tag in line)
+    assert {tag for line in lines for tag in line if "elapsed" in tag or "per_s" in tag} == {
+        "time/elapsed_s",
+        "time/steps_per_s",
+    }
+    saved = yaml.safe_load((runs / "outputs" / "storm" / "config.yaml").read_text())
+    assert saved["JointTrainAgent"]["BatchLength"] == 8 and saved["BasicSettings"]["n"] == "storm"
+
+
+def test_episodes_are_logged_with_their_lengths(runs: Path) -> None:
+    tag = "sample/ALE/KungFuMaster-v5"
+    for name, count in (("storm", 4), ("git", 3)):  # truncated after 25 steps, in each environment
+        lengths = [line[f"{tag}_episode_steps"] for line in metrics(runs, name) if f"{tag}_reward" in line]
+        assert lengths == [25.0] * count
+
+
+def test_same_command_again_says_finished_and_changes_nothing(runs: Path) -> None:
+    files = [path for path in (runs / "outputs" / "storm").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    result = train(runs, "storm")
+    assert result.code == 0 and "finished" in result.out
+    assert {path: path.read_bytes() for path in files} == before
+
+
+# --- the order and the counts of the loop
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, seen: Callable[..., None]) -> None:
+    original = getattr(cls, method)
+
+    def recorded(self: Any, *arguments: Any, **settings: Any) -> Any:
+        seen(self, method)
+        return original(self, *arguments, **settings)
+
+    monkeypatch.setattr(cls, method, recorded)
+
+
+def test_update_t_trains_while_the_emulator_steps_without_transition_t(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, int]] = []
+    rows: list[int] = []
+
+    def note(owner: object, name: str) -> None:
+        if isinstance(owner, ReplayBuffer):
+            rows[:] = [owner.count]
+        events.append((name, rows[0] if rows else 0))
+
+    for cls, names in {
+        Policy: ("act",),
+        VectorEnvironment: ("start_step", "finish_step"),
+        Learner: ("update_world_model", "update_agent"),
+        ReplayBuffer: ("append", "sample"),
+    }.items():
+        for name in names:
+            record_calls(monkeypatch, cls, name, note)
+    every = ("JointTrainAgent.TrainDynamicsEverySteps=1", "JointTrainAgent.TrainAgentEverySteps=1")
+    assert train(tmp_path, "order", "JointTrainAgent.SampleMaxSteps=44", *every).code == 0
+    first = events.index(("act", WARM_UP - 1))  # the append before it held WARM_UP - 1 rows
+    iteration = [name for name, _ in events[first : first + 9]]
+    assert iteration == [
+        "act",
+        "start_step",
+        *("sample", "update_world_model", "sample", "update_agent"),
+        "finish_step",
+        "append",
+        "act",
+    ]
+    counts = [count for name, count in events[first:] if name == "sample"][: 2 * 4]
+    assert counts == [40, 40, 41, 41, 42, 42, 43, 43]  # update t sees the t transitions before t
+
+
+@pytest.mark.parametrize(("num_envs", "model"), [(1, []), (3, [GIT_STORM])])
+def test_updates_are_counted_in_environment_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_envs: int, model: list[str]
+) -> None:
+    updates: list[str] = []
+    for name in ("update_world_model", "update_agent"):
+        record_calls(monkeypatch, Learner, name, lambda owner, name: updates.append(name))
+    settings = [
+        f"JointTrainAgent.NumEnvs={num_envs}",
+        "JointTrainAgent.BufferWarmUp=42",
+        "JointTrainAgent.SampleMaxSteps=90",
+        "JointTrainAgent.TrainDynamicsEverySteps=4",
+        "JointTrainAgent.TrainAgentEverySteps=6",
+    ]
+    assert train(tmp_path, "counts", *settings, *model).code == 0
+    assert updates.count("update_world_model") == 48 // 4 and updates.count("update_agent") == 48 // 6
+
+
+def test_last_checkpoint_and_a_multiple_reached_by_the_same_step_are_both_saved(tmp_path: Path) -> None:
+    settings = ["JointTrainAgent.NumEnvs=3", "JointTrainAgent.SampleMaxSteps=51"]
+    assert train(tmp_path, "both", *settings).code == 0
+    assert not differing(weights(tmp_path, "both", 50), weights(tmp_path, "both", 51))
+
+
+def test_evaluating_filming_and_saving_do_not_change_training(runs: Path) -> None:
+    often = [
+        "JointTrainAgent.EvalEverySteps=45",
+        "JointTrainAgent.SaveEverySteps=30",
+        "JointTrainAgent.SaveEverySeconds=1e-9",  # after every step
+    ]
+    assert train(runs, "often", *often).code == 0
+    assert not differing(weights(runs, "storm"), weights(runs, "often"))
+    plain, extra = (without_time(metrics(runs, name)) for name in ("storm", "often"))
+    evaluated = [line for line in extra if "eval/episode_avg_return" in line]
+    assert [line["step"] for line in evaluated] == [45, 90]
+    assert plain == [line for line in extra if line not in evaluated]
+
+
+# --- other ways to train
+
+
+def test_release_quirks_train_and_act_blindly(runs: Path) -> None:
+    assert train(runs, "quirks", "BasicSettings.ReleaseQuirks=true").code == 0
+    assert differing(weights(runs, "storm"), weights(runs, "quirks"))
+    with in_folder(runs):
+        assert load_policy("quirks").blind and not load_policy("storm").blind
+
+
+def test_demonstrations_are_mixed_into_both_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, random = 40, np.random.default_rng(0)
+    np.savez(
+        tmp_path / "demo.npz",
+        obs=random.integers(256, size=(steps, 16, 16, 3), dtype=np.uint8),
+        action=random.integers(14, size=steps),
+        reward=random.integers(2, size=steps),
+        done=np.zeros(steps, bool),
+    )
+    batches: dict[str, int] = {}
+    for name in ("update_world_model", "update_agent"):
+        original = getattr(Learner, name)
+
+        def sized(self: Learner, batch: Any, original: Any = original, name: str = name) -> Any:
+            batches[name] = len(batch.action)
+            return original(self, batch)
+
+        monkeypatch.setattr(Learner, name, sized)
+    settings = ["JointTrainAgent.UseDemonstration=true", "BasicSettings.trajectory_path=demo.npz"]
+    settings += [
+        "JointTrainAgent.DemonstrationBatchSize=3",
+        "JointTrainAgent.ImagineDemonstrationBatchSize=5",
+    ]
+    assert train(tmp_path, "demo", "JointTrainAgent.SampleMaxSteps=50", *settings).code == 0
+    assert batches == {"update_world_model": 2 + 3, "update_agent": 4 + 5}
+
+
+@pytest.mark.parametrize("path", ["outputs/storm", "outputs/storm/ckpt", "outputs/storm/ckpt/agent_120.pth"])
+def test_pretrained_weights_are_where_a_run_starts(runs: Path, path: str) -> None:
+    name = f"pretrained-{path.count('/')}"
+    settings = [f"BasicSettings.pretrained_path={path}", "JointTrainAgent.SampleMaxSteps=42"]
+    assert train(runs, name, *settings, "Models.Agent.LearningRate=0").code == 0
+    before, after = weights(runs, "storm"), weights(runs, name, 42)
+    actor = [key for key in before if key.startswith("agent.actor.")]
+    assert actor and all(torch.equal(before[key], after[key]) for key in actor)
+
+
+def test_a_pretrained_run_can_be_restarted_from_its_own_weights(runs: Path) -> None:
+    assert train(runs, "again", "JointTrainAgent.SampleMaxSteps=42").code == 0
+    old = weights(runs, "again", 42)
+    settings = ["BasicSettings.Restart=true", "BasicSettings.pretrained_path=outputs/again/ckpt"]
+    result = train(
+        runs, "again", "JointTrainAgent.SampleMaxSteps=44", "Models.Agent.LearningRate=0", *settings
+    )
+    assert result.code == 0 and "archived the earlier run as again.archived-1" in result.err
+    assert not differing(old, weights(runs, "again.archived-1", 42))
+    assert torch.equal(old["agent.actor.0.weight"], weights(runs, "again", 44)["agent.actor.0.weight"])
+
+
+# --- evaluation
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-run_name=storm", "-num_episodes=2"],
+        ["--run_name", "storm", "--num_episodes", "2"],
+        ["-run_name", "storm", "--num_episodes=2", "-env_name=ALE/KungFuMaster-v5"],
+    ],
+)
+def test_options_take_one_or_two_dashes_and_equals_or_space(runs: Path, arguments: list[str]) -> None:
+    result = evaluate(runs, *arguments, "-checkpoints=last")
+    assert result.code == 0, result.error
+    assert "minutes" in result.err and f"step {STEPS}: mean return" in result.out
+
+
+def test_all_checkpoints_go_into_both_tables(runs: Path) -> None:
+    assert evaluate(runs, "-run_name=git", "-num_episodes=3", "-num_envs=2", "-seed=5").code == 0
+    header, *rows = table(runs, "git")
+    assert header == COLUMNS and [row[0] for row in rows] == ["50", "100", "120"]
+    assert all(row[4:] == ["3", "5", "fair", "0"] for row in rows)
+    assert (
+        evaluate(runs, "-run_name=git", "-num_episodes=3", "-num_envs=2", "-seed=5", "-checkpoints=last").code
+        == 0
+    )
+    assert table(runs, "git")[1:] == rows  # each checkpoint alone is scored the same
+    episode_header, *episodes = table(runs, "git_episodes")
+    assert episode_header == ["step", "episode", "return", "length", "seed", "protocol", "greedy"]
+    assert all(row[4:] == ["5", "fair", "0"] for row in episodes)
+    for row in rows:
+        scores = [float(episode[2]) for episode in episodes if episode[0] == row[0]]
+        assert len(scores) == 3 and float(row[1]) == pytest.approx(np.mean(scores))
+        assert float(row[2]) == pytest.approx(np.std(scores, ddof=1))
+
+
+def test_a_checkpoint_evaluated_again_replaces_its_rows(runs: Path) -> None:
+    folder = runs / "outputs" / "eval_result"
+    for name in ("storm.csv", "storm_episodes.csv"):
+        (folder / name).unlink(missing_ok=True)
+    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", "-num_episodes=1").code == 0
+    assert evaluate(runs, "-run_name=storm", "-checkpoints=50", "-num_episodes=1").code == 0
+    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", "-num_episodes=2").code == 0
+    assert [(row[0], row[4]) for row in table(runs, "storm")] == [
+        ("step", "episodes"),
+        ("50", "1"),
+        ("100", "2"),
+    ]
+    assert [row[:2] for row in table(runs, "storm_episodes")[1:]] == [["50", "0"], ["100", "0"], ["100", "1"]]
+
+
+def test_rows_say_how_they_were_made_and_an_older_table_is_completed(runs: Path) -> None:
+    folder = runs / "outputs" / "eval_result"
+    folder.mkdir(exist_ok=True)
+    (folder / "storm.csv").write_text(",".join(COLUMNS[:-2]) + "\n50,1,0,,1,0\n100,2,0,,1,0\n")
+    (folder / "storm_episodes.csv").write_text("step,episode,return,length,seed\n50,0,1,9,0\n100,0,2,9,0\n")
+    options = ["-greedy", "-protocol=release", "-num_episodes=1"]
+    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", *options).code == 0
+    assert [row[:1] + row[-2:] for row in table(runs, "storm")] == [
+        ["step", "protocol", "greedy"],
+        ["50", "", ""],
+        ["100", "release", "1"],
+    ]
+    episodes = table(runs, "storm_episodes")
+    assert [row[-2:] for row in episodes] == [["protocol", "greedy"], ["", ""], ["release", "1"]]
+
+
+def test_a_recorded_video_is_a_gif_of_one_environment(runs: Path) -> None:
+    settings = ["BasicSettings.env_name=Diagnostic/Catch-v0", "JointTrainAgent.SampleMaxSteps=5"]
+    assert train(runs, "catch", *settings).code == 0
+    result = evaluate(runs, "-run_name=catch", "-num_episodes=2", "-record_video")
+    assert result.code == 0 and "human-normalised" not in result.out
+    assert table(runs, "catch")[1][3] == ""  # no human has played it
+    picture = Image.open(runs / "outputs" / "eval_result" / "catch_5.gif")
+    assert picture.is_animated and picture.n_frames == 18 and picture.size == (16, 16)
+
+
+def test_a_contradiction_of_the_saved_config_is_an_error(runs: Path) -> None:
+    wrong_game = evaluate(runs, "-run_name=storm", "-env_name=ALE/Boxing-v5")
+    assert wrong_game.code == 2 and "ALE/Boxing-v5" in wrong_game.error and "KungFuMaster" in wrong_game.error
+    wrong_model = evaluate(runs, "-run_name=storm", "-config_path=config_files/GITSTORM.yaml")
+    assert wrong_model.code == 2 and "GITSTORM" in wrong_model.error
+    wrong_size = evaluate(runs, "-run_name=storm", "-config_path=config_files/STORM-tiny.yaml")
+    assert wrong_size.code == 2 and "-config_path" in wrong_size.error
+    same = evaluate(
+        runs,
+        *("-run_name=storm", "-config_path=config_files/STORM.yaml", "-checkpoints=last", "-num_episodes=1"),
+    )
+    assert same.code == 0, same.error
+
+
+def test_an_agent_is_loaded_in_three_lines(runs: Path) -> None:
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    with in_folder(runs):
+        policy = load_policy("storm", num_envs=2, device="cpu")
+        actions = [policy.act(frames) for _ in range(8)]
+    assert all(action.shape == (2,) and action.dtype == np.int64 for action in actions)
+    assert len({tuple(action) for action in actions}) > 1
+
+
+def test_a_loaded_agent_is_as_greedy_as_its_run(runs: Path) -> None:
+    assert train(runs, "greedy", "Evaluation.Greedy=true", "JointTrainAgent.SampleMaxSteps=5").code == 0
+    with in_folder(runs):
+        assert load_policy("greedy", device="cpu").greedy and not load_policy("storm", device="cpu").greedy
+        assert load_policy("storm", device="cpu", greedy=True).greedy
+
+
+@pytest.fixture
+def original_storm(tmp_path: Path) -> Path:
+    """Checkpoints as the original STORM writes them, and a config of their sizes."""
+    manifest = read_manifest(Path(__file__).resolve().parents[1] / "data" / "manifest.json")
+    for name in ("world_model", "agent"):
+        torch.save(manifest.weights(getattr(manifest, name)), tmp_path / f"{name}_7.pth")
+    sizes = manifest.config
+    transformer = {
+        "TransformerMaxLength": sizes["transformer_max_length"],
+        "TransformerHiddenDim": sizes["transformer_hidden_dim"],
+        "TransformerNumLayers": sizes["transformer_num_layers"],
+        "TransformerNumHeads": sizes["transformer_num_heads"],
+    }
+    agent = {"NumLayers": sizes["agent_num_layers"], "HiddenDim": sizes["agent_hidden_dim"]}
+    content = {
+        "base": "STORM.yaml",
+        "BasicSettings": {"device": "cpu", "NumThreads": 1},
+        "Environment": {"MaxEpisodeFrames": 48},
+        "Models": {"WorldModel": transformer, "Agent": agent},
+    }
+    (tmp_path / "STORM.yaml").write_text((REPOSITORY / "config_files" / "STORM.yaml").read_text())
+    (tmp_path / "original.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def test_checkpoints_of_the_original_storm_are_evaluated(original_storm: Path) -> None:
+    game = "-env_name=ALE/Pong-v5"  # six actions, as the checkpoint has
+    arguments = ["-run_name=original", "-ckpt_dir=.", "-config_path=original.yaml", "-num_episodes=1"]
+    result = evaluate(original_storm, *arguments, game)
+    assert result.code == 0, result.error
+    assert [row[0] for row in table(original_storm, "original")] == ["step", "7"]
+    wrong = evaluate(original_storm, *arguments, "-env_name=ALE/Boxing-v5")  # eighteen
+    assert wrong.code == 2 and "world_model_7.pth" in wrong.error and "shape" in wrong.error
+
+
+# --- the commands, as typed
+
+
+def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "STORM_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("config", ["STORM-tiny", "GITSTORM-tiny"])
+def test_presets_train_and_are_scored_by_the_scripts(tmp_path: Path, config: str) -> None:
+    repository = tmp_path / "a clone"  # so that nothing is written into this one
+    repository.mkdir()
+    for path in REPOSITORY.iterdir():
+        if path.name[0] != "." and path.name not in ("outputs", "runs"):
+            (repository / path.name).symlink_to(path)
+    short = [
+        "JointTrainAgent.SampleMaxSteps=160",
+        "JointTrainAgent.BufferWarmUp=100",
+        "JointTrainAgent.ImagineBatchSize=8",
+        "JointTrainAgent.BatchSize=2",
+        "BasicSettings.NumThreads=1",
+        "Environment.MaxEpisodeFrames=80",
+    ]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    trained = run_script(repository / "train.sh", "KungFuMaster", "3", config, *short, cwd=elsewhere)
+    assert trained.returncode == 0, trained.stderr
+    name = f"KungFuMaster-{config}-seed_3"
+    assert (repository / "outputs" / name / "ckpt" / "agent_160.pth").is_file()
+    scored = run_script(
+        repository / "evals.sh", "KungFuMaster", name, config, "-num_episodes=1", cwd=elsewhere
+    )
+    assert scored.returncode == 0, scored.stderr
+    header, row = table(repository, name)
+    assert header == COLUMNS and row[0] == "160"
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_configuration_is_printed(runs: Path) -> None:
+    result = train(runs, "printed", "JointTrainAgent.SampleMaxSteps=5")
+    printed = yaml.safe_load(result.out.split("\n...\n")[0])
+    assert printed["JointTrainAgent"]["SampleMaxSteps"] == 5
+    assert len(SMALL) > 0 and printed["Models"]["WorldModel"]["NumLatents"] == 4

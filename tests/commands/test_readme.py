@@ -1,0 +1,71 @@
+"""The README stays true: its tables are the code's, and what it names exists.
+
+`python tests/test_readme.py` writes the table of config keys anew.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+START, END = "<!-- config keys: made by tests/test_readme.py -->", "<!-- end of config keys -->"
+
+
+def config_table() -> str:
+    """Every config key with default, meaning and symbol, as Markdown."""
+    sys.path.insert(0, str(ROOT))
+    from configuration.loading import schema
+
+    lines, section = [], None
+    for name, key in schema().items():
+        group, _, last = name.rpartition(".")
+        if group != section:
+            section = group
+            lines += [
+                "",
+                f"**{group or 'top level'}**",
+                "",
+                "| key | default | meaning |",
+                "| --- | --- | --- |",
+            ]
+        default = "null" if key.default is None else f"{key.default}"
+        symbol = f" ({key.symbol})" if key.symbol else ""
+        lines.append(f"| `{last}` | {default} | {key.meaning}{symbol} |".replace("|f", "| f"))
+    return "\n".join([START, *lines, "", END])
+
+
+def test_the_table_of_config_keys_is_the_schemas() -> None:
+    assert config_table() in README.read_text()
+
+
+def test_every_test_it_names_exists() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
+    missing = {name for name in named if f"def {name}(" not in tests}
+    assert named and not missing
+
+
+def test_every_file_it_links_to_exists() -> None:
+    links = re.findall(r"\]\((?!http|#)([^)#]+)\)", README.read_text())
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_every_config_it_names_exists() -> None:
+    named = set(re.findall(r"`((?:GIT)?STORM(?:-\w+)?)`", README.read_text()))
+    assert named and not [name for name in named if not (ROOT / "config_files" / f"{name}.yaml").exists()]
+
+
+def test_the_repository_stands_alone() -> None:
+    words = ["/".join(("..", "shared")), "SPEC" + ".md", "SPEC " + "section"]
+    for path in [*ROOT.glob("*.[a-z]*[a-z]"), *ROOT.glob("[a-z]*/**/*.py"), *ROOT.glob("docs/*.md")]:
+        text = path.read_text()
+        assert not [word for word in words if word in text], path
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    README.write_text(before + config_table() + after)

@@ -1,0 +1,124 @@
+"""Catch is bsuite's Catch, and Twins tells consistent pictures from others."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from environments import diagnostic as diagnostic_envs
+from environments.diagnostic import BALL, PADDLE, is_consistent, parts_of, twins_pictures
+
+
+def column_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
+    """Horizontal centre of a colour, as a share of the width."""
+    columns = np.flatnonzero((picture == colour).all(-1).any(0))
+    return float(columns.mean() + 0.5) / picture.shape[1]
+
+
+def follow(picture: np.ndarray) -> int:
+    """The action that moves the paddle towards the ball."""
+    aim = column_of(picture, BALL) - column_of(picture, PADDLE)
+    return 1 + int(np.sign(aim) * (abs(aim) > 0.05))
+
+
+def play_catch(env: gymnasium.Env, policy: str, episodes: int) -> list[float]:
+    """Returns of episodes, by a policy that sees the pixels only."""
+    rng, returns = np.random.default_rng(0), []
+    picture, _ = env.reset(seed=0)
+    for _ in range(episodes):
+        rewards, ended = [], False
+        while not ended:
+            action = follow(picture) if policy == "best" else rng.integers(3)
+            picture, reward, ended, _, _ = env.step(action)
+            rewards.append(reward)
+        assert len(rewards) == 9 and not any(rewards[:-1]) and abs(rewards[-1]) == 1
+        returns.append(sum(rewards))
+        picture, _ = env.reset()
+    return returns
+
+
+@pytest.mark.parametrize("image_size", [10, 64, 100])
+def test_who_follows_the_ball_catches_it(image_size: int) -> None:
+    env = gymnasium.make("Diagnostic/Catch-v0", image_size=image_size)
+    assert env.observation_space.shape == (image_size, image_size, 3)
+    assert play_catch(env, "best", 30) == [1.0] * 30
+
+
+def test_random_play_catches_one_in_five() -> None:
+    returns = play_catch(gymnasium.make("Diagnostic/Catch-v0"), "random", 1_500)
+    assert np.mean(returns) == pytest.approx(-0.6, abs=0.07)  # a standard error is 0.02
+
+
+@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Twins-v0"])
+def test_gymnasiums_own_checker_is_content(name: str) -> None:
+    check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Twins-v0"])
+def test_a_restored_environment_goes_on_as_the_saved_one(name: str) -> None:
+    env, other = gymnasium.make(name).unwrapped, gymnasium.make(name).unwrapped
+    env.reset(seed=1), other.reset(seed=2)
+    for action in (0, 1, 1):
+        env.step(action)
+    other.load_state_dict(env.state_dict())
+    for step in range(40):
+        for a, b in zip(env.step(step % 2), other.step(step % 2), strict=True):
+            np.testing.assert_equal(a, b)
+        if step % 6 == 5:
+            np.testing.assert_equal(env.reset()[0], other.reset()[0])
+    with pytest.raises(TypeError, match="must be an int"):
+        other.load_state_dict(env.state_dict() | {env.state_names[0]: "3"})
+
+
+def test_twins_draws_every_picture_equally_often_and_independently() -> None:
+    env = gymnasium.make("Diagnostic/Twins-v0", image_size=16, episode_length=10**6)
+    env.reset(seed=0)
+    drawn = np.array([env.step(step % 2)[-1]["picture"] for step in range(16_000)])
+    assert np.abs(np.bincount(drawn, minlength=16) - 1_000).max() < 150  # five standard deviations
+    pairs = np.bincount(16 * drawn[:-1] + drawn[1:], minlength=256)
+    assert pairs.min() > 15 and pairs.max() < 120  # 62.5 expected
+
+
+def test_twins_episodes_have_a_fixed_length_and_no_reward() -> None:
+    env = gymnasium.make("Diagnostic/Twins-v0", episode_length=5)
+    env.reset(seed=0)
+    steps = [env.step(0)[1:4] for _ in range(5)]
+    assert steps == [(0.0, False, False)] * 4 + [(0.0, False, True)]
+
+
+@pytest.mark.parametrize(("num_pictures", "grid", "image_size"), [(16, 4, 64), (8, 2, 32), (2, 1, 64)])
+def test_parts_are_recognised_through_noise(num_pictures: int, grid: int, image_size: int) -> None:
+    pictures = twins_pictures(image_size, num_pictures, grid)
+    noisy = pictures + np.random.default_rng(0).normal(0, 20, (3, *pictures.shape))
+    expected = np.broadcast_to(np.arange(num_pictures)[:, None, None], (3, num_pictures, grid, grid))
+    np.testing.assert_array_equal(parts_of(noisy, num_pictures, grid), expected)
+    assert is_consistent(noisy, num_pictures, grid).all()
+
+
+def test_independent_parts_one_odd_part_and_blends_are_inconsistent() -> None:
+    pictures = twins_pictures()
+    cells = pictures.reshape(16, 4, 16, 4, 16, 3)
+    rng = np.random.default_rng(0)
+    mixed = np.empty((50, 4, 16, 4, 16, 3), np.uint8)
+    for row in range(4):
+        for column in range(4):
+            mixed[:, row, :, column] = cells[rng.integers(16, size=50), row, :, column]
+    assert not is_consistent(mixed.reshape(50, 64, 64, 3)).any()
+    odd = pictures[3].copy()
+    odd[48:, 48:] = pictures[4][48:, 48:]
+    assert not is_consistent(odd)
+    assert (parts_of(odd) == 3).sum() == 15 and parts_of(odd)[3, 3] == 4
+    blend = pictures.mean(axis=0)
+    assert (parts_of(blend) == -1).all() and not is_consistent(blend)
+    halves = (pictures[0].astype(float) + pictures[1]) / 2
+    assert not is_consistent(halves)
+
+
+def test_impossible_sizes_are_refused() -> None:
+    for arguments in ({"num_pictures": 17}, {"num_pictures": 1}, {"image_size": 40}, {"grid": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            diagnostic_envs.Twins(**arguments)
+    with pytest.raises(ValueError, match="at least 10"):
+        diagnostic_envs.Catch(image_size=9)

@@ -1,0 +1,316 @@
+"""Demonstrations: honest files load, hostile and broken ones are refused in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests_support import CPU
+
+from run_files.array_files import LARGEST_BYTES
+from training.demonstrations import Demonstrations
+from utils import UserError
+
+STEPS, ACTIONS, SIZE = 40, 5, 16
+
+
+def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "obs": rng.integers(0, 256, (steps, SIZE, SIZE, 3), dtype=np.uint8),
+        "action": rng.integers(0, ACTIONS, steps),
+        "reward": rng.integers(-1, 2, steps),
+        "done": rng.random(steps) < 0.1,
+        "life_loss": rng.random(steps) < 0.5,
+    }
+
+
+def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> Demonstrations:
+    return Demonstrations.load(path, ACTIONS, SIZE, shortest, CPU, clip_rewards)
+
+
+def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
+    (np.savez_compressed if compressed else np.savez)(path, **trajectory)
+    return path
+
+
+def write_pickle(path: Path, content: Any, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+def check_windows(demonstrations: Demonstrations, trajectory: dict[str, np.ndarray]) -> None:
+    """Every window is a stretch of the trajectory, with termination where it is done."""
+    assert len(demonstrations) == len(trajectory["action"])
+    batch = demonstrations.sample(50, 8, torch.Generator().manual_seed(0))
+    assert [x.dtype for x in vars(batch).values()] == [torch.uint8, torch.int64, torch.float32, torch.float32]
+    flat = trajectory["obs"].reshape(STEPS, -1)
+    starts = set()
+    for row in range(50):
+        start = int((flat == batch.observation[row, 0].flatten().numpy()).all(1).argmax())
+        part = slice(start, start + 8)
+        starts.add(start)
+        assert np.array_equal(batch.observation[row], trajectory["obs"][part])
+        assert np.array_equal(batch.action[row], trajectory["action"][part])
+        assert np.array_equal(batch.reward[row], trajectory["reward"][part])
+        assert np.array_equal(batch.termination[row], trajectory["done"][part])
+    assert len(starts) > 15 and max(starts) <= STEPS - 8
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_npz(tmp_path: Path, compressed: bool) -> None:
+    trajectory = make_trajectory()
+    check_windows(load(write_npz(tmp_path / "play.npz", trajectory, compressed)), trajectory)
+
+
+def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
+    trajectory = make_trajectory() | {"reward": np.random.default_rng(1).normal(0, 20, STEPS)}
+    path = write_npz(tmp_path / "play.npz", trajectory)
+    signs = {"reward": np.sign(trajectory["reward"])}
+    check_windows(load(path, clip_rewards=True), trajectory | signs)
+    check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    trajectory = make_trajectory()
+    check_windows(load(write_pickle(tmp_path / "play.pkl", trajectory, protocol)), trajectory)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickled_arrays_of_any_layout(tmp_path: Path, protocol: int) -> None:
+    trajectory = make_trajectory()
+    written = dict(trajectory)
+    written["obs"] = np.asfortranarray(trajectory["obs"])
+    written["reward"] = trajectory["reward"].astype(">f4")
+    written["action"] = np.repeat(trajectory["action"], 2)[::2].astype(np.int32)
+    check_windows(load(write_pickle(tmp_path / "play.pkl", written, protocol)), trajectory)
+
+
+def test_pickles_of_older_numpy_name_other_modules(tmp_path: Path) -> None:
+    trajectory = make_trajectory()
+    data = pickle.dumps(trajectory, 2).replace(b"numpy._core.", b"numpy.core.")
+    (tmp_path / "play.pkl").write_bytes(data)
+    check_windows(load(tmp_path / "play.pkl"), trajectory)
+
+
+# Hostile files.
+
+
+class Touch:
+    """Unpickled for real, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch '{self.path}'",))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("place", ["value", "instead", "object array", "extra key"])
+def test_a_pickle_runs_nothing(tmp_path: Path, place: str, protocol: int) -> None:
+    touched, evil = tmp_path / "touched", Touch(tmp_path / "touched")
+    content: Any = make_trajectory()
+    if place == "instead":
+        content = evil
+    elif place == "object array":
+        content["reward"] = np.array([evil] * STEPS, dtype=object)
+    else:
+        content["reward" if place == "value" else "more"] = evil
+    path = write_pickle(tmp_path / "play.pkl", content, protocol)
+    with pytest.raises(UserError, match=r"play\.pkl: asks for .*system"):
+        load(path)
+    assert not touched.exists()
+    pickle.loads(path.read_bytes())
+    assert touched.exists(), "the same pickle would have touched the file"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"builtins eval", b"numpy load", b"numpy.testing measure", b"copyreg _reconstructor", b"os system"],
+)
+def test_a_pickle_may_name_numpy_arrays_only(tmp_path: Path, name: bytes) -> None:
+    module, function = name.split()
+    (tmp_path / "play.pkl").write_bytes(b"c" + module + b"\n" + function + b"\n(S'1'\ntR.")
+    with pytest.raises(UserError, match=function.decode()):
+        load(tmp_path / "play.pkl")
+
+
+def npy_bytes(header: str, data: bytes = b"") -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+def zip_with(path: Path, name: str, content: bytes) -> Path:
+    """A proper trajectory in which one member is replaced."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **make_trajectory())
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, content if entry.filename == name else old.read(entry))
+    return path
+
+
+@pytest.mark.parametrize(
+    "shape", [(10**12,), (2**40, 16, 16, 3), (40, 2**31, 2**31, 3), (-1,), (2**62, 2**62), (41, 16, 16, 3)]
+)
+def test_a_header_cannot_announce_what_the_file_does_not_hold(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    path = zip_with(tmp_path / "play.npz", "obs.npy", npy_bytes(header, bytes(1000)))
+    with pytest.raises(UserError, match=r"play.npz: array 'obs' (announces|claims)"):
+        load(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """A member that unpacks to more than is ever allowed, in a few megabytes."""
+    steps = LARGEST_BYTES // (SIZE * SIZE * 3) + 1
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({steps}, {SIZE}, {SIZE}, 3), }}"
+    path = tmp_path / "play.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("obs.npy", npy_bytes(header, bytes(1 << 20)))
+    data = bytearray(path.read_bytes())
+    where = data.index(b"PK\x01\x02") + 24  # the size that the directory announces
+    data[where : where + 4] = struct.pack("<I", 0xFFFFFFF0)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="announces"):
+        load(path)
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    trajectory = make_trajectory() | {"reward": np.array([None] * STEPS)}
+    with pytest.raises(UserError, match=r"'reward' is object, expected plain numbers"):
+        load(write_npz(tmp_path / "play.npz", trajectory))
+    with pytest.raises(UserError, match="'reward' is 'O8', expected plain numbers"):
+        load(write_pickle(tmp_path / "play.pkl", trajectory))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04r\xff\xff\xff\x7f.",  # a memo of two thousand million slots
+        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 45) + b"x.",  # bytes that are not there
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 45) + b"x.",
+        b"\x80\x04" + b"(" * 50_000 + b".",
+        b"\x80\x04]" + b"]" * 3 + b".",
+        b"",
+        b"\x80\x04.",
+        b"not a pickle at all",
+        b"PK\x03\x04 nor a zip",
+    ],
+)
+def test_malformed_files_end_in_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "play").write_bytes(data)
+    with pytest.raises(UserError, match="play: "):
+        load(tmp_path / "play")
+
+
+@pytest.mark.parametrize("kind", ["npz", "pkl"])
+def test_damage_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
+    """Truncated, and with bytes changed at random: a trajectory, or one line."""
+    write = write_npz if kind == "npz" else write_pickle
+    data = write(tmp_path / f"whole.{kind}", make_trajectory(12)).read_bytes()
+    path, refused = tmp_path / f"play.{kind}", 0
+    rng = np.random.default_rng(1)
+    for trial in range(300):
+        damaged = bytearray(data)
+        if trial % 3 == 0:
+            damaged = damaged[: rng.integers(len(data))]
+        else:  # structure lies at both ends
+            where = rng.integers(400) - (400 if trial % 3 == 1 else 0)
+            damaged[where] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            assert len(load(path, shortest=4)) == 12
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused >= 100
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none.npz", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match=str(path)):
+            load(path)
+
+
+def test_a_shared_text_is_not_multiplied(tmp_path: Path) -> None:
+    """Old protocols write bytes as text; thousands of keys that share one must not each decode it."""
+    text = b"X" + struct.pack("<I", 10_000_000) + b"a" * 10_000_000
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        b"(K\x01(J\x80\x96\x98\x00tcnumpy\ndtype\n(U\x02u1K\x00K\x01tRK\x00c_codecs\nencode\n("
+        + text
+        + b"tRtb"
+    )
+    keys = b"".join(b"sX\x04\x00\x00\x00" + f"{index:04}".encode() + b"h\x01" for index in range(3000))
+    (tmp_path / "play.pkl").write_bytes(b"\x80\x02}X\x01\x00\x00\x00z" + array + b"q\x01" + keys + b"s.")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="has no array 'obs'"):
+        load(tmp_path / "play.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+# Honest files that do not fit.
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    return make_trajectory() | {key: value}
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "message"),
+    [
+        ({k: v for k, v in make_trajectory().items() if k != "done"}, r"has no array 'done'"),
+        (
+            changed("obs", np.zeros((STEPS, 8, 8, 3), np.uint8)),
+            r"'obs' is uint8 \(40, 8, 8, 3\), expected uint8",
+        ),
+        (
+            changed("obs", np.zeros((STEPS, SIZE, SIZE, 3))),
+            r"'obs' is float64 .*expected uint8 \(T, 16, 16, 3\)",
+        ),
+        (changed("obs", np.zeros((STEPS, SIZE, SIZE, 1), np.uint8)), r"'obs' is"),
+        (
+            changed("action", np.zeros(STEPS - 1, np.int64)),
+            r"'action' is int64 \(39,\), expected integers \(40,\)",
+        ),
+        (changed("action", np.zeros(STEPS)), r"'action' is float64 \(40,\), expected integers"),
+        (changed("action", np.full(STEPS, ACTIONS)), r"'action' holds 5 to 5, expected 0 to 4"),
+        (changed("action", np.full(STEPS, -1)), r"'action' holds -1 to -1"),
+        (changed("reward", np.full(STEPS, np.nan)), r"'reward' holds numbers that are not finite"),
+        (changed("reward", np.full(STEPS, 1e300)), r"'reward' holds numbers that are not finite"),
+        (changed("reward", np.zeros((STEPS, 1))), r"'reward' is float64 \(40, 1\)"),
+        (changed("reward", np.zeros(STEPS, complex)), r"'reward' is (complex128|'c16'), expected plain"),
+        (changed("done", np.full(STEPS, 2)), r"'done' holds 2 to 2, expected 0 and 1"),
+        (changed("done", np.full(STEPS, np.nan)), r"'done' holds"),
+        (make_trajectory(7), r"has 7 steps, expected at least 8"),
+        (make_trajectory(0), r"has 0 steps"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "pkl"])
+def test_messages_name_file_key_expected_and_found(
+    tmp_path: Path, trajectory: dict[str, Any], message: str, kind: str
+) -> None:
+    write = write_npz if kind == "npz" else write_pickle
+    path = write(tmp_path / f"play.{kind}", trajectory)
+    with pytest.raises(UserError, match=message) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"obs": [1, 2]}, {1: np.zeros(3)}, {"obs": np.float64(1)}, None])
+def test_pickles_of_other_things(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(UserError, match=r"play\.pkl: "):
+        load(write_pickle(tmp_path / "play.pkl", content))

@@ -1,0 +1,392 @@
+"""Runs that are killed, stopped, damaged or out of disk, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kill_and_compare
+import pytest
+import torch
+from kill_and_compare import differences
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, metrics, train, weights
+
+import utils
+from run_files.states import StateStore
+from sub_models.batch import Batch
+from training.run import Session
+
+NOT_FINISHED = 75
+OFTEN = "JointTrainAgent.SaveEverySeconds=1e-9"  # a state after every step
+SLOW_KILLS = 8
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: nothing handles it."""
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
+    """Do something once, in the loop, when a run has come to `step`."""
+    original, done = Session.record, []
+
+    def record(self: Session, result: Any) -> None:
+        original(self, result)
+        if self.step >= step and not done:
+            done.append(True)
+            action()
+
+    monkeypatch.setattr(Session, "record", record)
+
+
+def interrupted(folder: Path, name: str, step: int, number: int, *overrides: str) -> Result:
+    """train.py that receives a signal at `step`."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        return train(folder, name, *overrides)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an uninterrupted run "run"."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(folder, "run").code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the same run was stopped at step 70; it has the states of steps 50 and 70."""
+    folder = tmp_path_factory.mktemp("stopped")
+    assert interrupted(folder, "run", 70, signal.SIGTERM).code == NOT_FINISHED
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+# --- a run that was killed ends as one that was not
+
+
+def die_at_random(patch: pytest.MonkeyPatch, moments: random.Random, longest: int) -> None:
+    """Let one of the next calls that write, flush or rename a file, or take a step, be the last one."""
+    left = [moments.randint(1, longest)]
+
+    def deadly(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return original(*arguments, **settings)
+
+        return call
+
+    patch.setattr(utils.os, "fsync", deadly(os.fsync))
+    patch.setattr(utils.os, "replace", deadly(os.replace))
+    patch.setattr(utils.os, "chmod", deadly(os.chmod))
+    patch.setattr(Session, "record", deadly(Session.record))
+
+
+@pytest.mark.parametrize(
+    ("deaths", "overrides"),
+    [
+        (8, []),
+        (5, [GIT_STORM, "BasicSettings.ReleaseQuirks=true"]),
+        (2, ["JointTrainAgent.NumEnvs=3"]),
+        (3, [GIT_STORM, "JointTrainAgent.EvalEverySteps=40", "BasicSettings.Precision=bfloat16"]),
+        pytest.param(
+            2,
+            [GIT_STORM, "BasicSettings.Precision=bfloat16", "BasicSettings.Compile=always"],
+            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+        ),
+    ],
+)
+def test_killed_anywhere_and_resumed_equals_uninterrupted(
+    tmp_path: Path, deaths: int, overrides: list[str]
+) -> None:
+    moments = random.Random(1)
+    assert train(tmp_path, "run", *overrides).code == 0
+    again = tmp_path / "again"
+    again.mkdir()
+    for _ in range(deaths):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            die_at_random(
+                patch, moments, longest=2 * 12 * STEPS // deaths // (3 if "=3" in str(overrides) else 1)
+            )
+            train(again, "run", OFTEN, *overrides)
+    assert train(again, "run", OFTEN, *overrides).code == 0
+    assert differences(tmp_path, again) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["STORM-tiny", "GITSTORM-tiny"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_killed_processes_end_identically(
+    config: str, num_envs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--config",
+        config,
+        "--num-envs",
+        str(num_envs),
+        "--kills",
+        str(SLOW_KILLS),
+        "--steps",
+        "240",
+    ]
+    assert kill_and_compare.main(arguments) == 0
+    assert "identical" in capsys.readouterr().out
+
+
+def test_a_killed_process_ends_identically(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kill_and_compare.main(["--kills=3", f"--steps={STEPS}", "--seed=1", *SMALL]) == 0
+    assert "identical" in capsys.readouterr().out
+
+
+def test_the_comparison_sees_differences(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "other")
+    assert train(tmp_path / "other", "run", "BasicSettings.Restart=true", "BasicSettings.Seed=1").code == 0
+    found = differences(whole, tmp_path / "other")
+    assert any(line.startswith("ckpt/") for line in found) and any("metrics" in line for line in found)
+    assert any(line.startswith("state.rows") for line in found)
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_says_not_finished(whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+    result = interrupted(tmp_path, "run", 70, number)
+    assert result.code == NOT_FINISHED and f"stopped by {number.name} at step 70, saved" in result.err
+    again = train(tmp_path, "run")
+    assert again.code == 0 and "continuing run at step 70" in again.err
+    assert differences(whole, tmp_path) == []
+
+
+def test_a_signal_before_the_first_step_saves(whole: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        original = Session.write_status
+
+        def write_status(self: Session, status: str) -> None:
+            original(self, status)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(Session, "write_status", write_status)
+        assert train(tmp_path, "run").code == NOT_FINISHED
+    assert train(tmp_path, "run").code == 0
+    assert differences(whole, tmp_path) == []
+
+
+def test_a_second_interrupt_leaves_at_once(whole: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 70, twice)
+        train(tmp_path, "run")
+    assert "continuing run at step 50" in train(tmp_path, "run").err
+    assert differences(whole, tmp_path) == []
+
+
+# --- what can be lost, and what can be changed
+
+
+@pytest.mark.parametrize(("seconds", "step"), [("0", 0), ("1e-9", 49)])
+def test_states_between_checkpoints_bound_what_is_lost(tmp_path: Path, seconds: str, step: int) -> None:
+    settings = [f"JointTrainAgent.SaveEverySeconds={seconds}", "JointTrainAgent.SaveEverySteps=1000"]
+
+    def die() -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        at_step(patch, 50, die)
+        train(tmp_path, "run", *settings)
+    assert StateStore(tmp_path / "outputs" / "run" / "state").load().step == step
+
+
+def test_harmless_changes_are_applied_and_noted(whole: Path, stopped: Path) -> None:
+    result = train(stopped, "run", "Evaluation.NumEpisodes=7", "JointTrainAgent.MaxBadUpdates=9")
+    assert result.code == 0
+    assert "Evaluation.NumEpisodes: 2 → 7" in result.err
+    assert "JointTrainAgent.MaxBadUpdates: 20 → 9" in result.err
+    assert "NumEpisodes: 7" in (stopped / "outputs" / "run" / "config.yaml").read_text()
+    assert differences(whole, stopped) == []
+
+
+def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
+    for name, steps in (("long", [140]), ("extended", [STEPS, 140])):
+        for each in steps:
+            assert train(tmp_path, name, f"JointTrainAgent.SampleMaxSteps={each}").code == 0
+    first, second = (weights(tmp_path, name, 140) for name in ("long", "extended"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_restart_archives_the_run(whole: Path, stopped: Path) -> None:
+    old = (stopped / "outputs" / "run" / "ckpt" / "agent_50.pth").read_bytes()
+    refused = train(stopped, "run", "BasicSettings.Restart=true", "BasicSettings.env_name=ALE/None-v5")
+    assert refused.code == 2 and not (stopped / "outputs" / "run.archived-1").exists()
+    assert train(stopped, "run", "BasicSettings.Restart=true").code == 0
+    assert differences(whole, stopped) == []
+    assert (stopped / "outputs" / "run.archived-1" / "ckpt" / "agent_50.pth").read_bytes() == old
+    assert (stopped / "runs" / "run.archived-1").is_dir()
+
+
+def test_tensorboard_shows_each_step_once(stopped: Path) -> None:
+    kept = stopped / "outputs" / "run" / "state"
+    shutil.copytree(kept, stopped / "earlier state")
+    assert interrupted(stopped, "run", 95, signal.SIGTERM).code == NOT_FINISHED
+    shutil.rmtree(kept)
+    (stopped / "earlier state").rename(kept)  # as if it had died before it could save
+    assert train(stopped, "run").code == 0
+    events = EventAccumulator(str(stopped / "runs" / "run"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("replay_buffer/length")]
+    assert steps == [line["step"] for line in metrics(stopped, "run") if "replay_buffer/length" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+# --- damage
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: data[:-200] + b"!" + data[-199:]]
+)
+@pytest.mark.parametrize("kind", ["state_", "rows_", "manifest_"])
+def test_a_damaged_newest_state_is_named_and_the_one_before_used(
+    whole: Path, stopped: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    folder = stopped / "outputs" / "run" / "state"
+    newest = max(folder.glob(f"{kind}*"), key=lambda path: int(path.stem.split("_")[-1]))
+    newest.write_bytes(damage(newest.read_bytes()))
+    result = train(stopped, "run")
+    assert result.code == 0, result.error
+    assert newest.name in result.err and "continuing run at step 50" in result.err
+    assert differences(whole, stopped) == []
+
+
+def test_half_written_files_of_a_killed_save_are_no_obstacle(whole: Path, stopped: Path) -> None:
+    folder = stopped / "outputs" / "run"
+    leftovers = [folder / "state" / ".state_9999.pt.x.tmp", folder / "ckpt" / ".agent_70.pth.x.tmp"]
+    leftovers.append(folder / "state" / "state_9998.pt")
+    for path in leftovers:
+        path.write_bytes(b"half")
+    assert train(stopped, "run").code == 0
+    assert not any(path.exists() for path in leftovers)
+    assert differences(whole, stopped) == []
+
+
+def test_a_full_disk_stops_with_one_line_and_loses_nothing(whole: Path, stopped: Path) -> None:
+    limit = 20_000  # bytes of one file, as a disk with that much left
+    states = (stopped / "outputs" / "run" / "state").glob("state_*")
+    assert min(path.stat().st_size for path in states) > limit
+    result = subprocess.run(
+        [sys.executable, str(REPOSITORY / "train.py"), *SMALL, "BasicSettings.n=run"],
+        cwd=stopped,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    complaint = result.stderr.splitlines()[-1]
+    assert complaint.startswith("error: ") and "outputs/run" in complaint and "File too large" in complaint
+    assert "continuing run at step 70" in train(stopped, "run").err
+    assert differences(whole, stopped) == []
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    first = kill_and_compare.Process(tmp_path, [*SMALL, "JointTrainAgent.SampleMaxSteps=100000"], 0)
+    try:
+        first.wait_until(first.is_training)
+        second = train(tmp_path, "run", "JointTrainAgent.SampleMaxSteps=100000")
+        assert second.code == 2
+        assert str(first.process.pid) in second.error and socket.gethostname() in second.error
+    finally:
+        first.process.kill()
+        first.process.wait()
+    assert train(tmp_path, "run", "JointTrainAgent.SampleMaxSteps=1").code == 0
+
+
+# --- numbers that go wrong
+
+
+def test_updates_that_stay_bad_stop_the_run_with_a_report(tmp_path: Path) -> None:
+    bad = ["Models.WorldModel.LearningRate=1e30", "JointTrainAgent.MaxBadUpdates=5"]
+    result = train(tmp_path, "run", *bad)
+    assert result.code == 2 and "WorldModel" in result.error
+    assert "WorldModel/total_loss" in result.error and "updates in a row were not finite" in result.error
+    saved = StateStore(tmp_path / "outputs" / "run" / "state").load()
+    assert saved.step == 60  # the first log with five bad updates
+
+
+def test_one_bad_batch_changes_nothing_but_its_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Session.sample, []
+
+    def sample(self: Session, purpose: str, *sizes: int) -> Batch:
+        batch = original(self, purpose, *sizes)
+        calls.append(purpose)
+        if purpose == "replay" and calls.count("replay") == 3:
+            batch = Batch(batch.observation, batch.action, batch.reward * float("nan"), batch.termination)
+        return batch
+
+    monkeypatch.setattr(Session, "sample", sample)
+    assert train(tmp_path, "run").code == 0
+    counts = [
+        line["WorldModel/bad_updates"]
+        for line in metrics(tmp_path, "run")
+        if "WorldModel/bad_updates" in line
+    ]
+    assert counts[-1] == 1.0
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path, "run").values())
+
+
+# --- environments that fail
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Settings of a run whose environment on seed 1 misbehaves at its fourth step."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    return ["BasicSettings.Seed=0", "JointTrainAgent.NumEnvs=2", "JointTrainAgent.SampleMaxSteps=60"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [("Dies", "died (exit code 3)"), ("Hangs", "did not answer in time"), ("Nan", "finite")],
+)
+def test_a_failing_environment_is_logged_counted_and_replaced(
+    tmp_path: Path, stub: list[str], trouble: str, words: str
+) -> None:
+    timeout = "Environment.StepTimeout=1" if trouble == "Hangs" else "Environment.StepTimeout=0"
+    result = train(tmp_path, "run", f"BasicSettings.env_name=stub_envs:Stub{trouble}-v0", timeout, *stub)
+    assert result.code == 0, result.error
+    assert words in result.err and "began new episodes on seeds" in result.err
+    assert metrics(tmp_path, "run")[-1].get("environment/faults", 1.0) == 1.0
+    logged = [line["environment/faults"] for line in metrics(tmp_path, "run") if "environment/faults" in line]
+    assert logged and set(logged) == {1.0}
+    lengths = {
+        line["replay_buffer/length"] for line in metrics(tmp_path, "run") if "replay_buffer/length" in line
+    }
+    assert lengths == {20.0, 40.0, 60.0}  # the row in flight was dropped
+
+
+def test_too_many_faults_in_a_row_stop_the_run_saved(tmp_path: Path, stub: list[str]) -> None:
+    settings = ["BasicSettings.env_name=stub_envs:StubDies-v0", "Environment.MaxFaults=1", *stub]
+    result = train(tmp_path, "run", *settings)
+    assert result.code == 2 and "1 environment faults in a row" in result.error
+    assert StateStore(tmp_path / "outputs" / "run" / "state").load().step == 6
+    assert train(tmp_path, "run", *settings).code == 0

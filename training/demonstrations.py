@@ -1,0 +1,126 @@
+"""Recorded play that is mixed into training, as the STORM paper tries it on Freeway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from replay_buffer import gather_windows
+from run_files.array_files import StoredArray, open_arrays, read_array
+from sub_models.batch import Batch
+from utils import UserError, nearest
+
+COLOURS = 3  # red, green, blue
+KINDS = {"obs": "u", "action": "iu", "reward": "biuf", "done": "biuf"}  # dtype kinds, numpy's letters
+
+
+class Demonstrations:
+    """One trajectory of real play, sampled like a replay buffer of one environment.
+
+    Its termination is `done`: lost lives, which a trajectory may record beside it, do not end it.
+
+    Args:
+        observation: uint8 (T, H, W, C); what `action` was chosen on. action: int64 (T,).
+        reward: float32 (T,). done: float32 (T,), 0 or 1.
+        device: where the arrays live.
+    """
+
+    def __init__(
+        self,
+        observation: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        arrays = Batch(*(torch.from_numpy(array).to(device) for array in (observation, action, reward, done)))
+        self._storage = {name: array.unsqueeze(1) for name, array in vars(arrays).items()}
+
+    @staticmethod
+    def load(
+        path: Path,
+        num_actions: int,
+        image_size: int,
+        shortest: int,
+        device: torch.device,
+        clip_rewards: bool,
+    ) -> Demonstrations:
+        """Read an .npz, or STORM's pickle, with arrays obs, action, reward and done.
+
+        Args:
+            path: of the file; it may be hostile.
+            num_actions: A. image_size: side of the images in pixels.
+            shortest: fewest steps that can be used, the longest window that will be drawn.
+            device: where the arrays will live.
+            clip_rewards: keep only the sign of rewards, as an environment does with ClipRewards.
+
+        Raises:
+            UserError: names file and key, what was expected and what was found.
+        """
+        stored = open_arrays(path)
+        _check_layout(path, stored, (image_size, image_size, COLOURS), shortest)
+        arrays = {key: read_array(path, stored[key]) for key in KINDS}
+        _check_values(path, arrays, num_actions)
+        reward = arrays["reward"].astype(np.float32)
+        return Demonstrations(
+            np.require(arrays["obs"], requirements=["C", "W"]),
+            arrays["action"].astype(np.int64),
+            np.sign(reward) if clip_rewards else reward,
+            arrays["done"].astype(np.float32),
+            device,
+        )
+
+    def __len__(self) -> int:
+        """Steps of the trajectory."""
+        return len(self._storage["action"])
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
+        """Uniformly drawn contiguous windows (B, L).
+
+        Args:
+            batch_size: B. length: L, at most the trajectory's. generator: on the arrays' device.
+        """
+        starts = len(self) - length + 1
+        assert starts > 0, f"{len(self)} steps hold no window of {length}"
+        first = torch.randint(starts, (batch_size, 1), generator=generator, device=self.device)
+        rows = first + torch.arange(length, device=self.device)
+        return gather_windows(self._storage, rows, torch.zeros_like(first[:, 0]))
+
+
+def _check_layout(path: Path, stored: dict[str, StoredArray], image: tuple[int, ...], shortest: int) -> None:
+    """Keys, dtypes and shapes, before anything is read."""
+    for key in KINDS:
+        if key not in stored:
+            raise UserError(
+                f"{path}: has no array {key!r}{nearest(key, stored)}; expected {', '.join(KINDS)}"
+            )
+    obs = stored["obs"]
+    if obs.dtype != np.uint8 or len(obs.shape) != 1 + len(image) or obs.shape[1:] != image:
+        expected = ", ".join(map(str, image))
+        raise UserError(f"{path}: 'obs' is {obs}, expected uint8 (T, {expected})")
+    steps = obs.shape[0]
+    for key, kinds in KINDS.items():
+        array = stored[key]
+        if array.dtype.kind not in kinds or (key != "obs" and array.shape != (steps,)):
+            wanted = "integers" if kinds == "iu" else "numbers"
+            raise UserError(f"{path}: {key!r} is {array}, expected {wanted} ({steps},)")
+    if steps < shortest:
+        raise UserError(
+            f"{path}: has {steps} steps, expected at least {shortest}, the length of a training window"
+        )
+
+
+def _check_values(path: Path, arrays: dict[str, np.ndarray], num_actions: int) -> None:
+    action, reward, done = arrays["action"], arrays["reward"], arrays["done"]
+    if action.min() < 0 or action.max() >= num_actions:
+        raise UserError(
+            f"{path}: 'action' holds {action.min()} to {action.max()}, "
+            f"expected 0 to {num_actions - 1}, the environment's actions"
+        )
+    if not (np.abs(reward.astype(np.float64)) <= np.finfo(np.float32).max).all():
+        raise UserError(f"{path}: 'reward' holds numbers that are not finite")
+    if not np.isin(done, (0, 1)).all():
+        raise UserError(f"{path}: 'done' holds {done.min()} to {done.max()}, expected 0 and 1 only")

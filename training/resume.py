@@ -1,0 +1,92 @@
+"""Starting a run, or continuing the one that is there."""
+
+from __future__ import annotations
+
+import contextlib
+
+from configuration.loading import RESUME_MAY_CHANGE, config_to_yaml, differences, load_saved_config
+from configuration.schema import Config
+from run_files.directory import RunDirectory, RunStatus
+from run_files.seals import seal_run
+from run_files.states import SavedState, StateStore
+from run_files.weights import list_checkpoints
+from training.run import Session
+from utils import UserError
+
+OTHER_WAYS = "choose another BasicSettings.n, or BasicSettings.Restart=True to archive it and start over"
+
+
+def check_resumable(config: Config, directory: RunDirectory) -> list[str]:
+    """Compare the config with the saved one; lines on what changed harmlessly.
+
+    Raises:
+        UserError: settings that change the model or the data differ, each named; or the saved
+            config is not readable.
+    """
+    try:
+        changed = differences(load_saved_config(directory.config_file), config)
+    except UserError as error:
+        raise UserError(f"run {directory.name} cannot be continued ({error}): {OTHER_WAYS}") from error
+    refused = [change for change in changed if change[0] not in RESUME_MAY_CHANGE]
+    if refused:
+        listed = "; ".join(f"{key} was {old}, now {new}" for key, old, new in refused)
+        raise UserError(
+            f"run {directory.name} exists with other settings ({listed}): give it those, or {OTHER_WAYS}"
+        )
+    return [f"{key}: {old} → {new}" for key, old, new in changed if key != "BasicSettings.Restart"]
+
+
+def find_state(
+    config: Config, directory: RunDirectory, store: StateStore
+) -> tuple[SavedState | None, list[str]]:
+    """The state to continue from, None to start a run; with lines for the user.
+
+    Raises:
+        UserError: there is a run that cannot be continued with this config.
+    """
+    if config.BasicSettings.Restart:
+        return None, []
+    if store.exists():
+        notes = check_resumable(config, directory)
+        saved = store.load()
+        return saved, [*notes, f"continuing {directory.name} at step {saved.step}"]
+    if list_checkpoints(directory.checkpoints):
+        raise UserError(f"run {directory.name} has checkpoints but no state to continue from: {OTHER_WAYS}")
+    return None, []
+
+
+def seal_finished(directory: RunDirectory, step: int, metrics: str | None) -> None:
+    """Seal a finished run that has no seal: it died at its very end, or is older than seals.
+
+    metrics: SHA-256 of what was logged, as the last state has it.
+    """
+    if directory.seal_file.exists():
+        return
+    facts = directory.read_status() | {"status": "finished", "finished_step": step}
+    with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
+        directory.write_status(RunStatus(**facts))
+    seal_run(directory.outputs, metrics)
+
+
+def open_session(config: Config, directory: RunDirectory) -> Session | None:
+    """Start a run, or continue the one in `directory`; None if that one is finished.
+
+    The directory must be locked. A new run saves its first state at once, so that there is one
+    whenever the process ends. Lines for the user are in the session's `notes`.
+    """
+    store = StateStore(directory.state)
+    saved, notes = find_state(config, directory, store)
+    if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
+        logged = saved.state.get("logger", {}).get("metrics_sha256")
+        seal_finished(directory, saved.step, logged)
+        return None
+    session = Session(config, directory, store, saved)
+    session.notes = [*notes, *session.notes]
+    directory.unseal()
+    directory.save_config(config)
+    if saved is None:
+        session.logger.text("config", f"```yaml\n{config_to_yaml(config)}```")
+        session.save_state("running")
+    else:
+        session.write_status("running")
+    return session

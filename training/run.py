@@ -1,0 +1,356 @@
+"""All that one training run consists of, and what of it is saved and restored."""
+
+from __future__ import annotations
+
+import signal
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from compute.execution import Execution
+from compute.memory_limits import check_replay_fits
+from compute.random_streams import RandomStreams, derive_seed
+from configuration.schema import Config
+from env_wrapper import StepResult, make_environment
+from environments.single import ignored_settings
+from evaluation.episodes import evaluate, evaluation_environment, make_evaluation_policy, summarise
+from evaluation.open_loop import imagination_video
+from replay_buffer import ReplayBuffer
+from run_files.directory import RunDirectory, RunLogger, RunStatus, joined_facts, machine_facts
+from run_files.seals import seal_run
+from run_files.states import SavedState, StateStore
+from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
+from sub_models import storm_checkpoint
+from sub_models.batch import Batch
+from training.demonstrations import Demonstrations
+from training.health import health
+from training.learner import Learner, make_policy
+from utils import UserError, resolve_device
+
+VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
+COUNTS = ("step", "credits", "faults", "elapsed", "last_return", "started")  # saved with a state, and
+PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGINT or SIGUSR1; the loop then finishes its step and saves.
+
+    A second SIGINT leaves at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        for number in self.SIGNALS:
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+class Session:
+    """A run: environment, replay, policy, learner, randomness, logs, and how far it has come.
+
+    Args:
+        config: of the run. directory: of the run, locked by this process.
+        saved: the state to continue from, or None to start; with BasicSettings.Restart an earlier
+            run is archived once everything that the new one needs is there.
+        store: where states are saved.
+
+    Raises:
+        UserError: something that the config names is missing, unusable or too large.
+    """
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, store: StateStore, saved: SavedState | None
+    ) -> None:
+        self.config, self.directory, self.store = config, directory, store
+        settings, task = config.BasicSettings, config.JointTrainAgent
+        self.notes = ignored_settings(settings.env_name, config.Environment)
+        device = resolve_device(settings.device)
+        replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
+        check_replay_fits(config, replay_device)
+        self.execution = Execution(settings, device)
+        self.streams = RandomStreams(settings.Seed, device)
+        self.streams.seed_default()
+        self.environment = make_environment(
+            settings.env_name,
+            config.Environment,
+            settings.ImageSize,
+            task.NumEnvs,
+            settings.Seed,
+            release_quirks=settings.ReleaseQuirks,
+        )
+        facts = machine_facts(device)
+        self._facts = facts if saved is None else joined_facts(directory.read_status(), facts)
+        self.learner = Learner(config, self.environment.num_actions, self.execution, self.streams)
+        self.policy = make_policy(config, self.learner, self.execution, self.streams)
+        self.replay = ReplayBuffer(
+            task.BufferMaxLength // task.NumEnvs,
+            task.NumEnvs,
+            settings.ImageSize,
+            config.Models.WorldModel.InChannels,
+            replay_device,
+        )
+        self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
+        self.step = self.credits = self.faults = self.faults_in_a_row = 0
+        self.elapsed = 0.0
+        self.last_return = float("nan")
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._clock = self._log_clock = self._save_clock = time.monotonic()
+        self._log_step = 0
+        self._saved_progress: tuple[int, int, int] | None = None  # steps, credits and faults when last saved
+        if saved is None:
+            self.observation = self.environment.reset()
+            self._initialise_weights()
+            archived = directory.archive() if settings.Restart else None
+            self.notes += [f"archived the earlier run as {archived}"] if archived else []
+        self.logger = RunLogger(directory, saved.step + 1 if saved else 0)
+        if saved is not None:
+            self._restore(saved)
+
+    # Learning.
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the replay buffer holds enough to learn from."""
+        return len(self.replay) >= self.config.JointTrainAgent.BufferWarmUp
+
+    def learn(self) -> None:
+        """The updates that one vector step has earned: per credit the world model, then the agent."""
+        task = self.config.JointTrainAgent
+        for _ in range(task.NumEnvs):
+            self.credits += 1
+            if self.credits % task.TrainDynamicsEverySteps == 0:
+                self.learner.update_world_model(
+                    self.sample("replay", task.BatchSize, task.DemonstrationBatchSize, task.BatchLength)
+                )
+            if self.credits % task.TrainAgentEverySteps == 0:
+                self.learner.update_agent(
+                    self.sample(
+                        "contexts",
+                        task.ImagineBatchSize,
+                        task.ImagineDemonstrationBatchSize,
+                        task.ImagineContextLength,
+                    )
+                )
+
+    def sample(self, purpose: str, batch_size: int, demonstrations: int, length: int) -> Batch:
+        """Windows from the replay buffer, and from the demonstrations if there are any, on the device."""
+        generator = self.streams.generator(purpose, self.replay.device)
+        batch = self.replay.sample(batch_size, length, generator)
+        if self.demonstrations is not None:
+            batch = Batch.concatenate(batch, self.demonstrations.sample(demonstrations, length, generator))
+        if self.replay.device == self.execution.device:
+            return batch
+        return Batch(*map(self.execution.upload, vars(batch).values()))
+
+    def remember(self, frame: Tensor, action: np.ndarray, result: StepResult) -> None:
+        """Append a step to the replay buffer and go on to the next frame.
+
+        Args:
+            frame: what `action` was chosen on, uint8 (N, H, W, C), on the execution's device.
+        """
+        row = (action, result.reward, result.termination)
+        if self.replay.device == self.execution.device:
+            self.replay.append(frame, *map(self.execution.upload, row))
+        else:
+            self.replay.append(self.observation, *row)
+        self.observation = result.observation
+
+    def _load_demonstrations(self) -> Demonstrations:
+        settings, task = self.config.BasicSettings, self.config.JointTrainAgent
+        return Demonstrations.load(
+            Path(settings.trajectory_path),
+            self.environment.num_actions,
+            settings.ImageSize,
+            max(task.BatchLength, task.ImagineContextLength),
+            self.replay.device,
+            self.config.Environment.ClipRewards,
+        )
+
+    def _initialise_weights(self) -> None:
+        text = self.config.BasicSettings.pretrained_path
+        if text is None:
+            return
+        path = Path(text)
+        files = [path]
+        if path.is_dir():
+            folder = path / "ckpt" if (path / "ckpt").is_dir() else path
+            steps = list_checkpoints(folder)
+            files = list(checkpoint_files(folder, steps[-1] if steps else 0))
+        for file in files:
+            weights = load_weights(file)
+            if storm_checkpoint.is_original(weights):
+                weights = storm_checkpoint.convert(weights, str(file))
+            is_agent = any(name.startswith("actor.") for name in weights)
+            load_into(self.learner.agent if is_agent else self.learner.world_model, weights, str(file))
+
+    # Logging.
+
+    def record(self, result: StepResult) -> None:
+        """Log the episodes that ended with this step."""
+        tag = f"sample/{self.config.BasicSettings.env_name}"
+        for index in np.flatnonzero(result.episode_end):
+            self.last_return = float(result.episode_return[index])
+            length = int(result.episode_length[index])
+            self.logger.scalars(
+                self.step, {f"{tag}_reward": self.last_return, f"{tag}_episode_steps": length}
+            )
+
+    def log(self) -> None:
+        """Log the latest update's metrics."""
+        now = time.monotonic()
+        speed = (self.step - self._log_step) / max(now - self._log_clock, 1e-9)
+        self._log_clock, self._log_step = now, self.step
+        values = self._metrics()
+        values |= {
+            f"health/{name}": float(text.startswith("ok")) for name, text in self._health(values).items()
+        }
+        values |= {
+            "environment/faults": self.faults,
+            "time/steps_per_s": speed,
+            "time/elapsed_s": self.seconds(),
+        }
+        self.logger.scalars(self.step, values)
+
+    def health_line(self) -> str | None:
+        """One line on how learning goes, None before the first update of both models."""
+        findings = self._health(self._metrics())
+        if not findings:
+            return None
+        return f"step {self.step}: " + "; ".join(f"{name} {text}" for name, text in findings.items())
+
+    def _metrics(self) -> dict[str, float]:
+        """Of the latest updates and of the replay buffer, by tag."""
+        return self.learner.read_metrics() | {
+            "replay_buffer/length": len(self.replay),
+            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
+        }
+
+    def _health(self, metrics: dict[str, float]) -> dict[str, str]:
+        """The health findings, none before the first update of both models."""
+        try:
+            return health(metrics, self.config, self.environment.num_actions)
+        except KeyError:  # not both have been updated yet
+            return {}
+
+    def seconds(self) -> float:
+        """Wall-clock seconds of all processes of this run."""
+        return self.elapsed + time.monotonic() - self._clock
+
+    def evaluate(self) -> float:
+        """Mean return of fresh episodes with the present weights; training's streams do not advance."""
+        settings = self.config.Evaluation
+        models = (self.learner.world_model, self.learner.agent, False)
+        num_envs = min(settings.NumEnvs, settings.NumEpisodes)
+        seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
+        policy = make_evaluation_policy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
+        quirks = self.config.BasicSettings.ReleaseQuirks
+        environment = evaluation_environment(self.config, num_envs, seed, quirks)
+        try:
+            max_faults = self.config.Environment.MaxFaults
+            episodes = evaluate(
+                policy, environment, settings.NumEpisodes, first_to_finish=quirks, max_faults=max_faults
+            )
+        finally:
+            environment.close()
+        mean, _ = summarise(episodes)
+        self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
+        return mean
+
+    # Saving and restoring.
+
+    def save_checkpoint(self, nominal_step: int) -> None:
+        """Write the weights, named by their nominal step, and an imagination video."""
+        for name in ("world_model", "agent"):
+            save_weights(
+                self.directory.checkpoints / f"{name}_{nominal_step}.pth", getattr(self.learner, name)
+            )
+        task, evaluation = self.config.JointTrainAgent, self.config.Evaluation
+        length = task.ImagineContextLength + task.ImagineBatchLength
+        if self.replay.rows >= length:
+            streams = RandomStreams(
+                derive_seed(self.streams.seed, "video", nominal_step), self.execution.device
+            )
+            batch = self.replay.sample(
+                evaluation.VideoWindows, length, streams.generator("windows", self.replay.device)
+            ).to(self.execution.device)
+            frames = imagination_video(self.learner.world_model, batch, task.ImagineContextLength, streams)
+            self.logger.video("Imagine/predict_video", frames, self.step, VIDEO_FPS)
+
+    def save_state(self, status: str) -> None:
+        """Write all that is needed to continue as if nothing had happened.
+
+        What was saved just before is not saved twice, so that the state before the newest one
+        stays an earlier one. A run that is no longer "running" is sealed.
+        """
+        progress = (self.step, self.credits, self.faults)
+        if progress != self._saved_progress:
+            self.store.save(self.step, self.state_dict(), self.replay)
+            self._saved_progress = progress
+        self._save_clock = time.monotonic()
+        self.write_status(status)
+        if status != "running":
+            self.directory.save_config(self.config)
+            seal_run(self.directory.outputs, str(self.logger.state_dict()["metrics_sha256"]))
+
+    def write_status(self, status: str) -> None:
+        """Write run.json."""
+        self.directory.write_status(
+            RunStatus(
+                status=status,
+                started=self.started,
+                finished_step=self.step,
+                sample_max_steps=self.config.JointTrainAgent.SampleMaxSteps,
+                elapsed_s=round(self.seconds(), 1),
+                **self._facts,
+            )
+        )
+
+    def seconds_since_save(self) -> float:
+        """Wall-clock seconds since this process last saved a state, or started."""
+        return time.monotonic() - self._save_clock
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything but the replay rows."""
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return (
+            counts | {"elapsed": self.seconds()} | {name: getattr(self, name).state_dict() for name in PARTS}
+        )
+
+    def _restore(self, saved: SavedState) -> None:
+        self.notes += saved.notes
+        try:
+            self._take_state(saved.state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"{saved.directory / saved.manifest.state_file}: does not fit this program ({reason}); "
+                f"BasicSettings.Restart=True archives the run and starts over"
+            ) from error
+        saved.restore_rows(self.replay)
+        self.observation = self.environment.observation
+        self._log_step = self.step
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        for name in COUNTS:
+            value = state[name]
+            if type(value) is not type(getattr(self, name)):
+                raise TypeError(f"{name} is {type(value).__name__}")
+            setattr(self, name, value)
+        for name in PARTS:
+            self.notes += getattr(self, name).load_state_dict(state[name]) or []
+
+    def close(self) -> None:
+        """End the environment's processes and the logs."""
+        self.environment.close()
+        self.logger.close()
