@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 import logging
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from evaluation.scores import human_normalised
 from evaluation.world_model_report import measure, table, write_report
 from run_files.directory import EVALUATIONS, RunDirectory, find_run
 from run_files.event_file import disk_errors, encode_gif
+from run_files.metrics import read_history
 from run_files.seals import seal_evaluation
 from utils import UserError, resolve_device, run_cli, write_atomically
 
@@ -48,7 +48,6 @@ TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
 SHAPING = ("JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # with Models, what weights must fit
-EPISODE_STEPS = re.compile(r'_episode_steps": ([0-9]{1,9}(?:\.[0-9]{1,9})?)[,}]')
 
 
 @dataclass(frozen=True)
@@ -143,24 +142,12 @@ def read_target(options: argparse.Namespace) -> Target:
     )
 
 
-def mean_episode_length(metrics_file: Path) -> float | None:
-    """Mean length in steps of the episodes seen in training; None if none can be read."""
-    lengths = []
-    try:
-        with metrics_file.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                found = EPISODE_STEPS.search(line)
-                if found:
-                    lengths.append(float(found[1]))
-    except OSError:
-        return None
-    return float(np.mean(lengths)) if lengths else None
-
-
 def estimate(target: Target, seconds_a_step: float) -> str:
     """How long the evaluation will take, by the lengths of the training's episodes."""
     episodes = target.config.Evaluation.NumEpisodes
-    length = mean_episode_length(RunDirectory(target.run_name).metrics_file)
+    length = None
+    with contextlib.suppress(UserError):  # damaged metrics are no reason not to evaluate
+        length = read_history(RunDirectory(target.run_name).metrics_file).episode_length
     about = "about" if length is not None else "at most"
     if length is None:
         length = target.config.Environment.MaxEpisodeFrames / target.config.Environment.FrameSkip

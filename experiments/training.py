@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from run_files.directory import EVALUATIONS, RunDirectory, machine_facts
+from run_files.metrics import read_history, read_metrics
 from run_files.weights import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,30 +71,21 @@ def stop(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def read_metrics(run_name: str, folder: Path, containing: str) -> list[dict[str, float]]:
-    """The records logged so far whose lines contain a text."""
-    file = RunDirectory(run_name, folder).metrics_file
-    if not file.is_file():
-        return []
-    lines = file.read_text().split("\n")[:-1]  # whole lines only
-    return [json.loads(line) for line in lines if containing in line]
-
-
 def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
     """(step, return) of every training episode that a run has logged so far."""
-    return [
-        (record["step"], value)
-        for record in read_metrics(run_name, folder, "_reward")
-        for tag, value in record.items()
-        if tag.startswith("sample/") and tag.endswith("_reward")
-    ]
+    history = read_history(RunDirectory(run_name, folder).metrics_file)
+    steps, returns = map(np.ndarray.tolist, (history.return_steps, history.returns))
+    return [(int(step), value) for step, value in zip(steps, returns, strict=True)]
 
 
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
     """Step and scalars of every logged update, by tag; beside the tags there is "step"."""
-    tags = ["step", *tags]
-    records = read_metrics(run_name, folder, tags[1])
-    return {tag: [record[tag] for record in records] for tag in tags}
+    tags = list(tags)
+    records = read_metrics(RunDirectory(run_name, folder).metrics_file)
+    logged = [record for record in records if tags[0] in record.values]
+    return {"step": [record.step for record in logged]} | {
+        tag: [record.values[tag] for record in logged] for tag in tags
+    }
 
 
 def saved_steps(run_name: str, folder: Path) -> list[int]:

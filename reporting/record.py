@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +20,9 @@ from reporting.entries import (
     shortcomings,
     state_of,
 )
-from reporting.files import is_return, metric_lines, read_episodes
+from reporting.files import read_episodes
 from reporting.runs import ENTRY_FILES, Run, RunFiles, load_run
+from run_files.metrics import read_metrics, thin
 from run_files.seals import check_evaluation, check_run
 from utils import UserError, nearest
 
@@ -92,7 +91,7 @@ def _check_consistency(run: Run, files: RunFiles) -> None:
         raise UserError(
             f"{files.folder} was altered: it has results of step {last:,}, after its end at {reached:,}"
         )
-    if np.any(np.diff([line["step"] for line in metric_lines(files.folder / "metrics.jsonl")]) < 0):
+    if np.any(np.diff([record.step for record in read_metrics(files.folder / "metrics.jsonl")]) < 0):
         raise UserError(f"{files.folder / 'metrics.jsonl'} was altered: its steps go backwards")
     _check_evaluations(run, files)
 
@@ -117,20 +116,11 @@ def _fill(folder: Path, run: Run, files: RunFiles) -> None:
     for source, name in ((files.evaluation, "evaluation"), (files.episodes, "episodes")):
         if source.is_file():
             shutil.copyfile(source, folder / ENTRY_FILES[name])
-    lines = thin(metric_lines(files.folder / "metrics.jsonl"))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    records = thin(list(read_metrics(files.folder / "metrics.jsonl")), KEPT_LINES)
+    text = "".join(record.line for record in records)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     manifest = make_manifest(run, state_of(run), folder)
     (folder / MANIFEST).write_text(manifest, encoding="utf-8")
-
-
-def thin(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All lines of training episodes and about KEPT_LINES of the others, the last one always."""
-    episodes = [index for index, line in enumerate(lines) if any(map(is_return, line))]
-    others = sorted(set(range(len(lines))) - set(episodes))
-    places = np.linspace(0, len(others) - 1, min(KEPT_LINES, len(others))).round().astype(int)
-    kept = sorted({*episodes, *(others[place] for place in places)})
-    return [lines[index] for index in kept]
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:

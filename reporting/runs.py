@@ -13,8 +13,9 @@ from typing import Any
 from configuration.loading import RESUME_MAY_CHANGE, differences, load_saved_config
 from configuration.schema import Config
 from evaluation.scores import game_of
-from reporting.files import Evaluation, History, read_evaluations, read_history, read_json, read_status
+from reporting.files import Evaluation, read_evaluations, read_json, read_status
 from reporting.published import BENCHMARK_STEP
+from run_files.metrics import History, read_history
 from utils import UserError, nearest
 
 ARCHIVED = ".archived-"  # in the name of a run that was started over; selected only by naming it so

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from run_files.metrics import SPEED, newest_values
 
 TAIL_BYTES = 65_536
 
@@ -39,20 +38,9 @@ def tail_of(path: Path) -> str:
         return ""
 
 
-def read_progress(lines: Iterable[str], wanted: int) -> Progress:
-    """Progress from lines of metrics.jsonl, the newest first; damaged ones are passed over."""
-    step = speed = last_return = None
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(record, dict):
-            continue
-        step = record.get("step") if step is None else step
-        speed = record.get("time/steps_per_s") if speed is None else speed
-        returns = [value for tag, value in record.items() if re.fullmatch(r"sample/.+_reward", tag)]
-        last_return = returns[-1] if returns and last_return is None else last_return
-        if None not in (step, speed, last_return):
-            break
-    return Progress(step, wanted, speed, last_return)
+def read_progress(metrics: Path, wanted: int) -> Progress:
+    """Progress towards step `wanted`, from a run's metrics.jsonl."""
+    newest = newest_values(metrics)
+    if newest is None:
+        return Progress(wanted=wanted)
+    return Progress(newest.step, wanted, newest.values.get(SPEED), newest.episode_return)

@@ -90,8 +90,7 @@ class SweepRun:
 
     def progress(self) -> Progress:
         """How far training has come."""
-        lines = tail_of(self.directory.metrics_file).splitlines()
-        return read_progress(reversed(lines), self.config.JointTrainAgent.SampleMaxSteps)
+        return read_progress(self.directory.metrics_file, self.config.JointTrainAgent.SampleMaxSteps)
 
     def last_words(self, stage: str) -> str:
         """The last line that a stage printed."""

@@ -17,7 +17,7 @@ import report
 from reporting.entries import find_entries
 from reporting.ledger import README, render_readme
 from reporting.published import load_published
-from reporting.record import KEPT_LINES, record_run, thin
+from reporting.record import record_run
 from reporting.runs import RunFiles, find_runs, load_run
 from run_files.seals import SEAL, check_run, seal_run
 from run_files.tensor_files import write_archive
@@ -344,15 +344,6 @@ def test_only_a_partial_entry_gives_way_to_a_longer_run(tmp_path: Path, results:
 def test_a_score_made_greedily_says_so(tmp_path: Path, results: Path) -> None:
     text = record(tmp_path, write_run(tmp_path, FakeRun(score=80.0, how="fair,1")))
     assert "[80.0](STORM/Boxing/seed_0/) (seed 0, greedily)" in text and "evaluated greedily" in text
-
-
-def test_thinning_keeps_episodes_and_the_last_line() -> None:
-    lines = [{"step": step, "loss": 1.0} for step in range(3_000)]
-    lines += [{"step": 3_000 + index, "sample/ALE/Boxing-v5_reward": 1.0} for index in range(400)]
-    lines.append({"step": 4_000, "loss": 2.0})
-    kept = thin(lines)
-    assert len(kept) == 400 + KEPT_LINES and kept[-1] == lines[-1] and kept[0] == lines[0]
-    assert [line["step"] for line in kept] == sorted(line["step"] for line in kept)
 
 
 def test_recorded_entries_can_be_reported(tmp_path: Path, results: Path) -> None:

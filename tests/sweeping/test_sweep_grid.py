@@ -174,14 +174,16 @@ def test_what_is_evaluated_depends_on_what_is_asked_for(
     assert (run.next_stage() is None) == evaluated
 
 
-def test_progress_is_read_from_the_newest_lines() -> None:
+def test_progress_is_read_from_the_newest_lines(tmp_path: Path) -> None:
     lines = [
         {"step": 90, "sample/Diagnostic/Catch-v0_reward": 1.0, "sample/Diagnostic/Catch-v0_episode_steps": 9},
         {"step": 100, "time/steps_per_s": 5.0, "time/elapsed_s": 20.0},
         {"step": 108, "sample/Diagnostic/Catch-v0_reward": -1.0},
         {"step": 110, "health/KL": 1.0},
     ]
-    texts = [*map(json.dumps, lines), '{"step": 12']
-    progress = read_progress(reversed(texts), wanted=160)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([*map(json.dumps, lines), '{"step": 12']))
+    progress = read_progress(path, wanted=160)
     assert progress == Progress(step=110, wanted=160, speed=5.0, last_return=-1.0)
     assert describe_progress(progress) == "step 110/160  5.0 steps/s  ETA 0:00:10  last return -1"
+    assert read_progress(tmp_path / "none", wanted=160) == Progress(wanted=160)

@@ -1,0 +1,139 @@
+"""Reading metrics.jsonl, whose lines are {"step": int, "<tag>": float or null, ...}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError
+
+CLOCK = "time/elapsed_s"  # seconds since the start of training
+SPEED = "time/steps_per_s"
+TAIL_BYTES = 65_536  # of a file, when only its newest values are wanted
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was logged at an environment step: a number by tag, None where it was not finite."""
+
+    step: int
+    values: dict[str, float | None]
+
+    @property
+    def line(self) -> str:
+        """The record as it stands in the file, its line break included."""
+        return json.dumps({"step": self.step, **self.values}) + "\n"
+
+    @property
+    def episode_return(self) -> float | None:
+        """The return of a training episode that ended here; None if none did."""
+        return self._of_episode("_reward")
+
+    @property
+    def episode_length(self) -> float | None:
+        """The steps of a training episode that ended here; None if none did."""
+        return self._of_episode("_episode_steps")
+
+    def _of_episode(self, ending: str) -> float | None:
+        found = (
+            self.values[tag] for tag in self.values if tag.startswith("sample/") and tag.endswith(ending)
+        )
+        return next(found, None)
+
+
+def read_metrics(path: Path) -> Iterator[Record]:
+    """Yield the records of a file in its order; none if there is no file.
+
+    A last line without an end (still being written, or torn by a kill) is left out if it is not whole.
+    Raises UserError if the file cannot be read or another line is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _parse(line)
+                if record is not None:
+                    yield record
+                elif line.endswith(b"\n") and line.strip():
+                    raise UserError(f"{path}, line {number}: not a JSON object with a step and numbers")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} is not readable: {error.strerror}") from error
+
+
+def newest_values(path: Path) -> Record | None:
+    """Return the last step and the newest value of each tag in the file's last 64 KiB; None if there is none.
+
+    Lines that cannot be read are passed over.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            records = [record for record in map(_parse, file) if record is not None]
+    except OSError:
+        return None
+    values = {tag: value for record in records for tag, value in record.values.items()}
+    return Record(records[-1].step, values) if records else None
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record of a line; None if it is none."""
+    try:
+        content = json.loads(line)
+        step = content.pop("step")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    is_good = type(step) is int and all(
+        isinstance(each, (int, float, type(None))) for each in content.values()
+    )
+    return Record(step, content) if is_good else None
+
+
+@dataclass(frozen=True)
+class History:
+    """What training itself logged."""
+
+    return_steps: np.ndarray  # (E,) step at which a training episode ended
+    returns: np.ndarray  # (E,) its return
+    clock_steps: np.ndarray  # (T,) steps at which the time was logged
+    clock_seconds: np.ndarray  # (T,) seconds since the start of training
+    episode_length: float | None  # mean, in environment steps; None if no episode ended
+    last_step: int  # of the last record, 0 if there is none
+
+    def seconds_at(self, steps: np.ndarray) -> np.ndarray | None:
+        """Seconds of training after which each of `steps` was reached; None if the time was not logged."""
+        if not len(self.clock_steps):
+            return None
+        return np.interp(steps, np.append(0, self.clock_steps), np.append(0.0, self.clock_seconds))
+
+
+def read_history(path: Path) -> History:
+    """Read the training episodes and the wall-clock of a file; raises as `read_metrics`."""
+    returns, clock, lengths, last_step = [], [], [], 0
+    for record in read_metrics(path):
+        last_step = max(last_step, record.step)
+        returns.append((record.step, record.episode_return))
+        clock.append((record.step, record.values.get(CLOCK)))
+        lengths.append((record.step, record.episode_length))
+    episodes, times, length = map(_pairs, (returns, clock, lengths))
+    mean = float(length[:, 1].mean()) if len(length) else None
+    return History(episodes[:, 0], episodes[:, 1], times[:, 0], times[:, 1], mean, last_step)
+
+
+def _pairs(pairs: list[tuple[int, float | None]]) -> np.ndarray:
+    """The pairs that have a value, (n, 2)."""
+    return np.asarray([pair for pair in pairs if pair[1] is not None], dtype=float).reshape(-1, 2)
+
+
+def thin(records: Sequence[Record], others: int) -> list[Record]:
+    """Return all records of training episodes and about `others` of the rest, the last one always."""
+    rest = [index for index, record in enumerate(records) if record.episode_return is None]
+    places = np.linspace(0, len(rest) - 1, min(others, len(rest))).round().astype(int)
+    kept = {rest[place] for place in places}
+    return [
+        record for index, record in enumerate(records) if index in kept or record.episode_return is not None
+    ]
