@@ -8,11 +8,12 @@ python report.py record [run...]      keep finished runs under results/ and refr
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from utils import REPOSITORY, OneLineParser, UserError, run_cli
 
-NEEDED = "reports need scipy and matplotlib: pip install -r requirements.txt"
+COMMANDS = ("compare", "record")  # each the first word, before its options
 
 
 def new_parser(command: str, text: str) -> OneLineParser:
@@ -36,6 +37,9 @@ def report(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default: <outputs>/report)")
     given = parser.parse_args(arguments)
+    misplaced = [word for word in given.runs if word in COMMANDS]
+    if misplaced:
+        raise UserError(f"{misplaced[0]} must be the first word: python report.py {misplaced[0]} --help")
     from reporting.build import PAGE, build_report
     from reporting.published import load_published
     from reporting.runs import find_runs
@@ -90,14 +94,18 @@ def record(arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the command that the first argument names, else the report."""
-    commands = {"compare": compare, "record": record}
+    commands = dict(zip(COMMANDS, (compare, record), strict=True))
     command = commands.get(arguments[0]) if arguments else None
     try:
         command(arguments[1:]) if command else report(arguments)
     except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in ("scipy", "matplotlib"):
-            raise UserError(NEEDED) from error
-        raise
+        package = str(error.name).partition(".")[0]
+        if (REPOSITORY / package).is_dir() or (REPOSITORY / f"{package}.py").is_file():
+            raise
+        raise UserError(
+            f"no package {package!r} in {sys.executable}: activate the environment that ./setup.sh made, "
+            f"or pip install -r {REPOSITORY / 'requirements.txt'}"
+        ) from error
 
 
 if __name__ == "__main__":
