@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import logging
 import sys
 import time
@@ -22,7 +20,6 @@ from configuration.loading import apply_overrides, differences, find_config, loa
 from configuration.schema import Config
 from env_wrapper import EnvironmentFault
 from evaluation.episodes import (
-    Episode,
     choose_steps,
     evaluate,
     evaluation_environment,
@@ -32,6 +29,7 @@ from evaluation.episodes import (
 )
 from evaluation.options import SETTINGS, parse_options
 from evaluation.scores import human_normalised
+from evaluation.tables import Episode, Evaluation, append, episode_table, read_episodes, read_evaluations
 from evaluation.world_model_report import measure, table, write_report
 from run_files.directory import EVALUATIONS, RunDirectory, find_run
 from run_files.event_file import disk_errors, encode_gif
@@ -39,11 +37,6 @@ from run_files.metrics import read_history
 from run_files.seals import seal_evaluation
 from utils import UserError, resolve_device, run_cli, write_atomically
 
-Row = tuple[object, ...]
-HOW = ("protocol", "greedy")  # the last columns of both tables: fair or release, 0 or 1
-SCORES = ("episode_avg_return", "episode_std_return", "human_normalised_score", "episodes")
-COLUMNS = ("step", *SCORES, "seed", *HOW)
-EPISODE_COLUMNS = ("step", "episode", "return", "length", "seed", *HOW)
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 VIDEO_FRAMES = 900  # longest recorded video, in agent steps
 VIDEO_FPS = 15.0
@@ -61,11 +54,7 @@ class Target:
     num_envs: int
     seed: int
     as_release: bool  # first to finish, and the release's habits of seeding and counting
-
-    @property
-    def how(self) -> Row:
-        """The last columns of its rows, as HOW."""
-        return ("release" if self.as_release else "fair", int(self.config.Evaluation.Greedy))
+    settings: str  # what differs from the run's own, as in the table
 
 
 def read_config(options: argparse.Namespace, run: RunDirectory | None) -> Config:
@@ -139,7 +128,16 @@ def read_target(options: argparse.Namespace) -> Target:
         num_envs=min(config.Evaluation.NumEnvs, config.Evaluation.NumEpisodes),
         seed=config.BasicSettings.Seed,
         as_release=(options.protocol or default_protocol) == "release",
+        settings=foreign_settings(options, run),
     )
+
+
+def foreign_settings(options: argparse.Namespace, run: RunDirectory) -> str:
+    """What the options name that the run would not: other weights, and a config where it has none."""
+    directory = options.ckpt_dir or run.checkpoints
+    names = [] if directory.absolute() == run.checkpoints.absolute() else ["ckpt_dir"]
+    names += [] if run.config_file.is_file() else ["config_path", "env_name"]
+    return " ".join(f"{name}={getattr(options, name)}" for name in names)
 
 
 def estimate(target: Target, seconds_a_step: float) -> str:
@@ -214,75 +212,41 @@ def score_checkpoint(play: Play, step: int, video: Path | None) -> list[Episode]
     return episodes
 
 
-def read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
-    """The rows of a table that an earlier evaluation wrote; none if there is no table.
-
-    One from before there were the columns HOW gets them, empty.
-
-    Raises:
-        UserError: it is something else, which is not to be overwritten.
-    """
-    if not path.exists():
-        return []
-    if not path.is_file():
-        raise UserError(f"{path}: is not a regular file")
-    try:
-        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        if tuple(header) == columns[: -len(HOW)]:
-            header, rows = [*header, *HOW], [[*row, *[""] * len(HOW)] for row in rows]
-        good = tuple(header) == columns and all(len(row) == len(columns) for row in rows)
-        rows.sort(key=lambda row: int(row[0]))
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error}); move it away") from error
-    if not good:
-        raise UserError(f"{path}: is not a table of {', '.join(columns)}; move it away")
-    return [tuple(row) for row in rows]
-
-
-def write_csv(path: Path, columns: tuple[str, ...], earlier: list[Row], rows: list[Row]) -> None:
-    """Write earlier rows and new ones, which replace those of the same steps; whole or not at all."""
-    new_steps = {str(row[0]) for row in rows}
-    kept = [row for row in earlier if row[0] not in new_steps]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(sorted([*kept, *rows], key=lambda row: int(row[0])))
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
 def score(target: Target, record_video: bool) -> None:
     """Evaluate every checkpoint of a target and write both tables."""
     folder = Path("outputs") / EVALUATIONS
     with disk_errors(folder):  # before the hours of an evaluation, not after them
         folder.mkdir(parents=True, exist_ok=True)
-    path, episode_path = folder / f"{target.run_name}.csv", folder / f"{target.run_name}_episodes.csv"
-    earlier, earlier_episodes = read_csv(path, COLUMNS), read_csv(episode_path, EPISODE_COLUMNS)
-    rows: list[Row] = []
-    episode_rows: list[Row] = []
+    path = folder / f"{target.run_name}.csv"
+    read_evaluations(path), read_episodes(episode_table(path))  # refuse what is none
     with contextlib.closing(Play(target)) as play:
         print(estimate(target, play.seconds_a_step()), file=sys.stderr)
         for step in target.steps:
             video = folder / f"{target.run_name}_{step}.gif" if record_video else None
             episodes = score_checkpoint(play, step, video)
-            rows.append(summary_row(target, step, episodes))
-            episode_rows += [
-                (step, index, f"{episode.score:.10g}", episode.length, target.seed, *target.how)
-                for index, episode in enumerate(episodes)
-            ]
-            write_csv(path, COLUMNS, earlier, rows)
-            write_csv(episode_path, EPISODE_COLUMNS, earlier_episodes, episode_rows)
-            seal_evaluation(path, episode_path, target.checkpoints, step)
-    print(f"wrote {path} and {episode_path.name}")
+            append(path, describe(target, step, episodes), episodes)
+            seal_evaluation(path, episode_table(path), target.checkpoints, step)
+    print(f"wrote {path} and {episode_table(path).name}")
 
 
-def summary_row(target: Target, step: int, episodes: list[Episode]) -> Row:
+def describe(target: Target, step: int, episodes: list[Episode]) -> Evaluation:
     """One line of the table, which is printed as well."""
     mean, std = summarise(episodes)
     normalised = human_normalised(target.config.BasicSettings.env_name, mean)
     human = "" if normalised is None else f", human-normalised {normalised:.3f}"
     print(f"step {step}: mean return {mean:.1f} ± {std:.1f} over {len(episodes)} episodes{human}", flush=True)
-    shown = "" if normalised is None else f"{normalised:.6g}"
-    return (step, f"{mean:.10g}", f"{std:.10g}", shown, len(episodes), target.seed, *target.how)
+    return Evaluation(
+        step=step,
+        mean=mean,
+        std=std,
+        normalised=normalised,
+        episodes=len(episodes),
+        seed=target.seed,
+        protocol="release" if target.as_release else "fair",
+        greedy=int(target.config.Evaluation.Greedy),
+        num_envs=target.num_envs,
+        settings=target.settings,
+    )
 
 
 def report_world_model(target: Target) -> None:

@@ -7,7 +7,6 @@ import logging
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from compute.random_streams import RandomStreams, derive_seed
 from configuration.loading import load_saved_config
 from configuration.schema import Config
 from env_wrapper import EnvironmentFault, VectorEnvironment, make_environment
+from evaluation.tables import Episode
 from run_files.directory import find_run
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights
 from sub_models import storm_checkpoint
@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 SEED_RANGE = 2**31 - 1
 STEP = re.compile(r"[0-9]{1,15}")
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One whole episode: return in raw score, length in agent steps."""
-
-    score: float
-    length: int
 
 
 def quotas(num_episodes: int, num_envs: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from run_files.directory import EVALUATIONS, RunDirectory, machine_facts
 from run_files.metrics import read_history, read_metrics
 from run_files.weights import list_checkpoints
@@ -95,20 +95,19 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
 
 def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
     """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
-    if len(evaluated_returns(run_name, step, folder)) != episodes:
+    if not evaluated_returns(run_name, step, episodes, folder):
         command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
         command += [f"-num_episodes={episodes}", "-device=cpu"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return evaluated_returns(run_name, step, folder)
+    return evaluated_returns(run_name, step, episodes, folder)
 
 
-def evaluated_returns(run_name: str, step: int, folder: Path) -> list[float]:
-    """Returns of the episodes that a checkpoint was evaluated on; none if it was not."""
-    path = folder / "outputs" / EVALUATIONS / f"{run_name}_episodes.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [float(row["return"]) for row in csv.DictReader(file) if int(row["step"]) == step]
+def evaluated_returns(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
+    """Returns of the evaluation of a checkpoint that has so many episodes; none if there is none."""
+    table = folder / "outputs" / EVALUATIONS / f"{run_name}.csv"
+    rows = [row for row in read_evaluations(table) if (row.step, row.episodes) == (step, episodes)]
+    played = read_episodes(episode_table(table))
+    return [episode.score for row in best_rows(rows) for episode in played.get(row.key, [])]
 
 
 def run_facts(run_name: str, folder: Path) -> dict[str, object]:

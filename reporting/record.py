@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configuration.loading import check_run_name
+from evaluation.tables import read_episodes, read_evaluations
 from reporting.entries import (
     MANIFEST,
     NOTES,
@@ -20,7 +21,6 @@ from reporting.entries import (
     shortcomings,
     state_of,
 )
-from reporting.files import read_episodes
 from reporting.runs import ENTRY_FILES, Run, RunFiles, load_run
 from run_files.metrics import read_metrics, thin
 from run_files.seals import check_evaluation, check_run
@@ -93,13 +93,13 @@ def _check_consistency(run: Run, files: RunFiles) -> None:
         )
     if np.any(np.diff([record.step for record in read_metrics(files.folder / "metrics.jsonl")]) < 0):
         raise UserError(f"{files.folder / 'metrics.jsonl'} was altered: its steps go backwards")
-    _check_evaluations(run, files)
+    _check_evaluations(files)
 
 
-def _check_evaluations(run: Run, files: RunFiles) -> None:
+def _check_evaluations(files: RunFiles) -> None:
     episodes = read_episodes(files.episodes)
-    for each in run.evaluations:
-        returns = episodes.get(each.step, [])
+    for each in read_evaluations(files.evaluation):
+        returns = [episode.score for episode in episodes.get(each.key, [])]
         agrees = returns and math.isclose(np.mean(returns), each.mean, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
         if not agrees or len(returns) != (each.episodes or len(returns)):
             raise UserError(

@@ -13,7 +13,8 @@ from typing import Any
 from configuration.loading import RESUME_MAY_CHANGE, differences, load_saved_config
 from configuration.schema import Config
 from evaluation.scores import game_of
-from reporting.files import Evaluation, read_evaluations, read_json, read_status
+from evaluation.tables import Evaluation, best_rows, read_evaluations
+from reporting.files import read_json, read_status
 from reporting.published import BENCHMARK_STEP
 from run_files.metrics import History, read_history
 from utils import UserError, nearest
@@ -33,7 +34,7 @@ class Run:
     label: str  # what is compared: the middle of <Game>-<label>-seed_<seed>
     seed: int
     config: Config | None  # None where only an evaluation is left
-    evaluations: tuple[Evaluation, ...]  # in order of steps
+    evaluations: tuple[Evaluation, ...]  # those that count, one a step, in order of steps
     history: History
     info: dict[str, Any]  # run.json, {} if there is none
     folder: Path
@@ -149,7 +150,7 @@ def load_run(files: RunFiles) -> Run:
     config = load_saved_config(config_path) if config_path.is_file() else None
     info = read_status(files.folder / "run.json")
     game, label, seed = _identity(files.name, config)
-    evaluations = read_evaluations(files.evaluation)
+    evaluations = tuple(best_rows(read_evaluations(files.evaluation)))
     history = read_history(files.folder / "metrics.jsonl")
     return Run(files.name, game, label, seed, config, evaluations, history, info, files.folder, files.events)
 

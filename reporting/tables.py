@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluation.tables import Evaluation
 from reporting.curves import Curve
-from reporting.files import SECONDS_PER_HOUR, Evaluation
+from reporting.files import SECONDS_PER_HOUR
 from reporting.grid import Cell, Comparison, by_label, cells, is_benchmark_game
 from reporting.markup import MISSING, OURS, Column, Table, Value
 from reporting.published import REFERENCE, Published

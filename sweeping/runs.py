@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from configuration.schema import Config
 from evaluation.episodes import choose_steps
 from evaluation.options import parse_options
+from evaluation.tables import Evaluation, read_evaluations
 from run_files.directory import EVALUATIONS, RunDirectory
 from sweeping.progress import Progress, read_progress, tail_of
 from utils import REPOSITORY, UserError
@@ -71,14 +71,23 @@ class SweepRun:
         """Whether every checkpoint asked for has its row, made as asked for, of at least as many episodes."""
         options = parse_eval_options(self.eval_options)
         table = self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv"
-        asked = {"protocol": options.protocol, "greedy": "1" if options.greedy else None}
-        rows = _evaluated(table, {column: value for column, value in asked.items() if value})
-        wanted = 1 if options.num_episodes is None else options.num_episodes
         try:
             steps = choose_steps(self.directory.checkpoints, options.checkpoints)
-        except UserError:  # no such checkpoint
+            rows = read_evaluations(table)
+        except UserError:  # no such checkpoint, or no table
             return False
-        return all(rows.get(step, 0) >= wanted for step in steps)
+        return set(steps) <= {row.step for row in rows if self._answers(row, options)}
+
+    def _answers(self, row: Evaluation, options: argparse.Namespace) -> bool:
+        """Whether an evaluation is what eval.py would make under these options, or a larger one."""
+        default = "release" if self.config.BasicSettings.ReleaseQuirks else "fair"
+        return (
+            row.protocol in ((options.protocol,) if options.protocol else (default, ""))
+            and row.greedy == (options.greedy or self.config.Evaluation.Greedy)
+            and row.settings == ""
+            and options.seed in (None, row.seed)
+            and (row.episodes or 1) >= (options.num_episodes or 1)
+        )
 
     def obstacle(self) -> str | None:
         """Why the run cannot even be tried; None if it can."""
@@ -106,20 +115,6 @@ def parse_eval_options(options: Iterable[str]) -> argparse.Namespace:
         if getattr(parsed, name) != default:
             raise UserError(f"-{name}: the grid says what is evaluated; give games=, seeds= and configs=")
     return parsed
-
-
-def _evaluated(path: Path, asked: dict[str, str]) -> dict[int, int]:
-    """Episodes by step of the rows that hold the values asked for; one where they are not counted."""
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return {}
-    return {
-        _integer(row.get("step")): _integer(row.get("episodes") or 1)
-        for row in rows
-        if all(row.get(column) == value for column, value in asked.items())
-    }
 
 
 def _integer(value: Any) -> int:

@@ -37,7 +37,7 @@ class FakeRun:
     episodes: int = 4
     env_name: str | None = None
     quirks: bool = False
-    how: str = "fair,0"  # protocol and greedy, the last columns of its evaluations
+    how: str = "fair,0"  # protocol and greedy of its evaluations
 
     @property
     def name(self) -> str:
@@ -97,14 +97,16 @@ def write_evaluations(root: Path, run: FakeRun) -> None:
     """Write both evaluation CSVs; the score grows linearly with the evaluated step."""
     folder = root / "outputs" / "eval_result"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = ["step,episode_avg_return,episode_std_return,human_normalised_score,episodes,seed,protocol,greedy"]
-    single = ["step,episode,return,length,seed,protocol,greedy"]
+    how = "episodes,seed,protocol,greedy,num_envs,settings"
+    rows = [f"step,episode_avg_return,episode_std_return,human_normalised_score,{how}"]
+    single = [f"step,episode,return,length,{how}"]
     for step in run.evaluated:
         mean = run.score * step / run.evaluated[-1]
         returns = [mean + (-1) ** number * 2 for number in range(run.episodes)]
-        scores = f"{statistics.fmean(returns)},{statistics.stdev(returns)},,{run.episodes}"
-        rows.append(f"{step},{scores},0,{run.how}")
-        single += [f"{step},{number},{value},100,0,{run.how}" for number, value in enumerate(returns)]
+        scores = f"{statistics.fmean(returns)},{statistics.stdev(returns)},"
+        how = f"{run.episodes},0,{run.how},1,"
+        rows.append(f"{step},{scores},{how}")
+        single += [f"{step},{number},{value},100,{how}" for number, value in enumerate(returns)]
     if run.evaluated:
         (folder / f"{run.name}.csv").write_text("\n".join(rows) + "\n")
         (folder / f"{run.name}_episodes.csv").write_text("\n".join(single) + "\n")

@@ -41,8 +41,8 @@ from evaluation.episodes import load_policy
 from replay_buffer import ReplayBuffer
 from training.learner import Learner
 
-SCORES = ["episode_avg_return", "episode_std_return", "human_normalised_score", "episodes"]
-COLUMNS = ["step", *SCORES, "seed", "protocol", "greedy"]
+HOW = ["episodes", "seed", "protocol", "greedy", "num_envs", "settings"]
+COLUMNS = ["step", "episode_avg_return", "episode_std_return", "human_normalised_score", *HOW]
 RELEASE_TAGS = {
     "sample/ALE/KungFuMaster-v5_reward",
     "sample/ALE/KungFuMaster-v5_episode_steps",
@@ -310,50 +310,42 @@ def test_all_checkpoints_go_into_both_tables(runs: Path) -> None:
     assert evaluate(runs, "-run_name=git", "-num_episodes=3", "-num_envs=2", "-seed=5").code == 0
     header, *rows = table(runs, "git")
     assert header == COLUMNS and [row[0] for row in rows] == ["50", "100", "120"]
-    assert all(row[4:] == ["3", "5", "fair", "0"] for row in rows)
+    assert all(row[4:] == ["3", "5", "fair", "0", "2", ""] for row in rows)
     assert (
         evaluate(runs, "-run_name=git", "-num_episodes=3", "-num_envs=2", "-seed=5", "-checkpoints=last").code
         == 0
     )
     assert table(runs, "git")[1:] == rows  # each checkpoint alone is scored the same
     episode_header, *episodes = table(runs, "git_episodes")
-    assert episode_header == ["step", "episode", "return", "length", "seed", "protocol", "greedy"]
-    assert all(row[4:] == ["5", "fair", "0"] for row in episodes)
+    assert episode_header == ["step", "episode", "return", "length", *HOW]
+    assert all(row[4:] == rows[0][4:] for row in episodes)
     for row in rows:
         scores = [float(episode[2]) for episode in episodes if episode[0] == row[0]]
         assert len(scores) == 3 and float(row[1]) == pytest.approx(np.mean(scores))
         assert float(row[2]) == pytest.approx(np.std(scores, ddof=1))
 
 
-def test_a_checkpoint_evaluated_again_replaces_its_rows(runs: Path) -> None:
+def test_no_evaluation_replaces_another(runs: Path) -> None:
     folder = runs / "outputs" / "eval_result"
     for name in ("storm.csv", "storm_episodes.csv"):
         (folder / name).unlink(missing_ok=True)
-    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", "-num_episodes=1").code == 0
-    assert evaluate(runs, "-run_name=storm", "-checkpoints=50", "-num_episodes=1").code == 0
-    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", "-num_episodes=2").code == 0
-    assert [(row[0], row[4]) for row in table(runs, "storm")] == [
-        ("step", "episodes"),
-        ("50", "1"),
-        ("100", "2"),
+    commands = [
+        "-num_episodes=2",
+        "-num_episodes=1 -greedy",
+        "-num_episodes=1 -record_video",
+        "-num_episodes=2",
     ]
-    assert [row[:2] for row in table(runs, "storm_episodes")[1:]] == [["50", "0"], ["100", "0"], ["100", "1"]]
-
-
-def test_rows_say_how_they_were_made_and_an_older_table_is_completed(runs: Path) -> None:
-    folder = runs / "outputs" / "eval_result"
-    folder.mkdir(exist_ok=True)
-    (folder / "storm.csv").write_text(",".join(COLUMNS[:-2]) + "\n50,1,0,,1,0\n100,2,0,,1,0\n")
-    (folder / "storm_episodes.csv").write_text("step,episode,return,length,seed\n50,0,1,9,0\n100,0,2,9,0\n")
-    options = ["-greedy", "-protocol=release", "-num_episodes=1"]
-    assert evaluate(runs, "-run_name=storm", "-checkpoints=100", *options).code == 0
-    assert [row[:1] + row[-2:] for row in table(runs, "storm")] == [
-        ["step", "protocol", "greedy"],
-        ["50", "", ""],
-        ["100", "release", "1"],
-    ]
-    episodes = table(runs, "storm_episodes")
-    assert [row[-2:] for row in episodes] == [["protocol", "greedy"], ["", ""], ["release", "1"]]
+    for options in commands:
+        assert evaluate(runs, "-run_name=storm", "-checkpoints=100", *options.split()).code == 0
+    assert (
+        evaluate(
+            runs, "-run_name=storm", "-checkpoints=last", "-num_episodes=1", "-ckpt_dir=outputs/git/ckpt"
+        ).code
+        == 2
+    )
+    rows = [(row[0], row[4], row[7]) for row in table(runs, "storm")[1:]]
+    assert rows == [("100", "1", "1"), ("100", "1", "0"), ("100", "2", "0")]
+    assert len(table(runs, "storm_episodes")) == 1 + 4
 
 
 def test_a_recorded_video_is_a_gif_of_one_environment(runs: Path) -> None:

@@ -175,9 +175,9 @@ def edit(path: Path, old: str, new: str) -> None:
 def edit_score(tables: Path, name: str) -> None:
     """Two points more, in the mean and in every episode."""
     edit(tables / f"{name}.csv", "\n100000,80.0", "\n100000,82.0")
-    edit(tables / f"{name}_episodes.csv", ",82.0,100,0", ",84.0,100,0")
+    edit(tables / f"{name}_episodes.csv", ",82.0,100,4", ",84.0,100,4")
     path = tables / f"{name}_episodes.csv"
-    path.write_text(path.read_text().replace(",78.0,100,0", ",80.0,100,0"))
+    path.write_text(path.read_text().replace(",78.0,100,4", ",80.0,100,4"))
 
 
 def edit_step(tables: Path, name: str, old: str, new: str) -> None:
@@ -219,8 +219,8 @@ SEALED: list[tuple[Callable[[Path, Path, str], object], str]] = [
     (lambda run, tables, name: (run / "ckpt" / "agent_50000.pth").unlink(), "agent_50000.pth is missing"),
     (lambda run, tables, name: (run / SEAL).write_text("["), f"{SEAL} was altered"),
     (lambda run, tables, name: (run / SEAL).unlink(), f"has no {SEAL}"),
-    (lambda run, tables, name: edit(tables / f"{name}.csv", ",,4,0", ",,4,1"), r"seed_0.csv .* step 100000"),
-    (lambda run, tables, name: edit(tables / f"{name}_episodes.csv", ",100,0", ",99,0"), "_episodes.csv"),
+    (lambda run, tables, name: edit(tables / f"{name}.csv", ",,4,0", ",,4,1"), r"seed_0.csv was altered"),
+    (lambda run, tables, name: edit(tables / f"{name}_episodes.csv", ",100,4", ",99,4"), "_episodes.csv"),
     (lambda run, tables, name: edit_score(tables, name), r"seed_0.csv .* step 100000"),
     (lambda run, tables, name: edit_step(tables, name, "50000", "60000"), r"seed_0.csv .* step 50000"),
     (lambda run, tables, name: swap_evaluations(tables, name), "played with other weights"),

@@ -195,6 +195,17 @@ def test_scores_made_greedily_or_as_the_release_does_are_remarked(tmp_path: Path
     assert "A: 1 of 2 evaluated greedily; B: 1 of 1 evaluated greedily and by the release's protocol" in how
 
 
+def test_a_smaller_or_greedy_evaluation_does_not_hide_the_fair_one(tmp_path: Path) -> None:
+    name = write_run(tmp_path, FakeRun(score=60.0))
+    path = tmp_path / "outputs" / "eval_result" / f"{name}.csv"
+    path.write_text(path.read_text() + "100000,99,0,,5,0,fair,1,1,\n100000,98,0,,2,0,fair,0,1,\n")
+    rows = rows_of(make_report(tmp_path) / "tables" / "evaluations.csv")
+    assert [(row["step"], float(row["mean"]), row["episodes"], row["how"]) for row in rows] == [
+        ("50000", 30.0, "4", ""),
+        ("100000", 60.0, "4", ""),
+    ]
+
+
 def test_damaged_and_repeated_runs_are_named_not_used(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun())
     broken = write_run(tmp_path, FakeRun(seed=1))

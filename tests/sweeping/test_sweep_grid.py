@@ -160,7 +160,9 @@ def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) ->
         (["-checkpoints", "last", "-num_episodes", "6"], False),
         (["-checkpoints", "last", "-protocol=fair"], True),
         (["-checkpoints", "last", "-protocol=release"], False),
-        (["-checkpoints", "last", "-greedy"], False),
+        (["-checkpoints", "last", "-greedy"], True),
+        (["-checkpoints", "last", "-greedy", "-num_episodes=4"], False),
+        (["-checkpoints", "last", "-seed=1"], False),
         ([], False),
     ],
 )
@@ -170,7 +172,7 @@ def test_what_is_evaluated_depends_on_what_is_asked_for(
     words = ["evaluate", CATCH, "configs=STORM-catch", f"storage={tmp_path}", *options]
     (run,) = plan_runs(parse_options(words))
     write_checkpoints(run, 20, 40)
-    write_evaluation(run, "40,1.0,5,fair,0")
+    write_evaluation(run, "40,1.0,5,fair,0", "40,1.0,3,fair,1", "20,1.0,5,fair,1")
     assert (run.next_stage() is None) == evaluated
 
 
