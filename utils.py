@@ -80,6 +80,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""
 
 
+def as_file_name(text: str) -> str:
+    """Return `text` as the name of a file or folder on any system: what may not stand in one becomes `_`."""
+    return re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
+
+
 def nvidia_card_present() -> bool:
     """Whether this machine shows an NVIDIA card, whatever PyTorch can do with it."""
     if any(Path("/dev").glob("nvidia[0-9]*")) and Path("/proc/driver/nvidia/version").exists():

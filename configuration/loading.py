@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from configuration.checks import check_config, check_run_name, check_value, show, warnings_about
 from configuration.schema import Config
 from configuration.yaml_files import read_yaml_mapping
-from utils import REPOSITORY, UserError, nearest
+from utils import REPOSITORY, UserError, as_file_name, nearest
 
 __all__ = [
     "RESUME_MAY_CHANGE",
@@ -187,15 +187,11 @@ def _fill_in(config: Config) -> None:
     settings, maskgit = config.BasicSettings, config.Models.MaskGit
     if settings.n is None or settings.n.endswith("-experiment"):
         game = re.sub(r"^ALE/(.+)-v\d+$", r"\1", settings.env_name)
-        parts = (_as_file_name(game), _as_file_name(Path(settings.config_path).stem))
+        parts = (as_file_name(game), as_file_name(Path(settings.config_path).stem))
         settings.n = f"{parts[0]}-{parts[1]}-seed_{settings.Seed}"
         check_run_name(settings.n)
     if maskgit.VocabSize is None:
         maskgit.VocabSize = config.Models.WorldModel.NumClasses
-
-
-def _as_file_name(text: str) -> str:
-    return re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
 
 
 def _parse_overrides(arguments: list[str]) -> dict[str, Any]:

@@ -9,22 +9,27 @@ import re
 from utils import REPOSITORY
 
 PUBLISHED = REPOSITORY / "results" / "published.json"
+ATARI_ID = re.compile(r"(?:[\w.]+:)?(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 
 @functools.cache
 def reference_scores() -> tuple[dict[str, float], dict[str, float]]:
-    """Scores by game of random play and of a human, as the Atari-100k literature uses them."""
-    published = json.loads(PUBLISHED.read_text())
+    """Return the scores by game of random play and of a person, as the Atari-100k literature uses them."""
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     return published["random"], published["human"]
 
 
 def game_of(env_name: str) -> str:
-    """The game's name in a Gymnasium id: "Boxing" of "ALE/Boxing-v5"."""
-    return re.sub(r"^(?:\w+/)?(\w+?)-v\d+$", r"\1", env_name)
+    """Return what a Gymnasium id names, without module and version: "Boxing" of "ale_py:ALE/Boxing-v5".
+
+    Namespaces other than Atari's stay: "other/Boxing" of "other/Boxing-v0".
+    """
+    atari = ATARI_ID.fullmatch(env_name)
+    return atari[1] if atari else re.sub(r"^[\w.]+:|-v\d+$", "", env_name)
 
 
 def human_normalised(env_name: str, score: float) -> float | None:
-    """(score − random)/(human − random); None for a game without a human reference."""
+    """Return (score − random)/(human − random); None for a game without a human reference."""
     random, human = reference_scores()
     game = game_of(env_name)
     if game not in human:

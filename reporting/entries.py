@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from reporting.files import read_json
 from reporting.published import BENCHMARK_STEP
 from reporting.runs import Run, RunFiles, load_run
-from utils import UserError
+from utils import UserError, as_file_name
 
 MANIFEST = "manifest.json"
 NOTES = "notes.md"  # written by hand to explain a score; the only file without a checksum
@@ -35,8 +34,7 @@ class Entry:
 
 def entry_path(run: Run) -> Path:
     """Where under results/ the entry of a run lies: <model>/<game>/seed_<n>."""
-    model, game = (re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_" for name in (run.label, run.game))
-    return Path(model, game, f"seed_{run.seed}")
+    return Path(as_file_name(run.label), as_file_name(run.game), f"seed_{run.seed}")
 
 
 def make_manifest(run: Run, state: str, folder: Path) -> str:

@@ -97,4 +97,7 @@ def test_summary_is_mean_and_sample_deviation() -> None:
 def test_human_normalised_scores() -> None:
     assert human_normalised("ALE/Boxing-v5", 12.1) == pytest.approx(1.0)
     assert human_normalised("ALE/Boxing-v5", 0.1) == pytest.approx(0.0)
-    assert human_normalised("Diagnostic/Catch-v0", 1.0) is None
+    for same in ("ale_py:ALE/Boxing-v5", "BoxingNoFrameskip-v4", "BoxingDeterministic-v0"):
+        assert human_normalised(same, 12.1) == pytest.approx(1.0)
+    for other in ("Diagnostic/Catch-v0", "other/Boxing-v0", "my_env:ALEX/Boxing-v5"):
+        assert human_normalised(other, 1.0) is None
