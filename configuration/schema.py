@@ -1,164 +1,188 @@
-"""Every setting of a run: its name, type, default and meaning.
+"""Every setting of a run: name, type, default, meaning, allowed values and symbol, in one line each.
 
-One dataclass per section of a YAML file. This is the only place where a number of the
-algorithm is written; everything else receives it from here. `python train.py --help`
+One dataclass per section of a YAML file. This is the only place where a number of the algorithm is
+written. A resumed run keeps its `fixed` settings; the `free` ones may change. `python train.py --help`
 prints this file as a table. Section and key names are those of the STORM release.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from configuration.keys import COMPILE, Key, Range, Texts, fixed, free, section
+from utils import DEVICE_PATTERN
 
-def key(default: Any, meaning: str, symbol: str = "") -> Any:
-    """A dataclass field carrying its own help: `meaning`, and its `symbol` in the papers."""
-    return field(default=default, metadata={"help": meaning, "symbol": symbol})
-
-
-def section(cls: type) -> Any:
-    """A nested section whose defaults are those of its dataclass."""
-    return field(default_factory=cls)
+STEPS = Range(1, 10**12)
+BATCH = Range(1, 2**20)
+WIDTH = Range(1, 2**16)
+AT_LEAST_2 = Range(2, 2**16)
+COUNT = Range(1, 1_024)
+FRAMES = Range(1, 2**31 - 1)
+UNIT = Range(0, 1)
+RATE = Range(0, 1, "[)")
+SHARE = Range(0, 1, "(]")
+POSITIVE = Range(0, ends="()")
+NOT_NEGATIVE = Range(0, ends="[)")
+AT_MOST_1 = Range(-math.inf, 1, "(]")
+BIN_LIMIT = Range(0, 80, "(]")  # symexp(80) is the largest that float32 holds with room
+MODEL_TYPES = Texts("STORM", "GITSTORM")  # a new prior appends its name
+POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
+SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
+DEVICES = Texts(DEVICE_PATTERN, meaning="auto, cuda, cuda:N, mps or cpu")
+# Keys of the releases' files that mean nothing here, and why.
+IGNORED = {
+    "hydra": "runs are named by BasicSettings.n",
+    "Models.WorldModel.InChannels": "an observation tells its channels",
+    "Models.MaskGit.VocabSize": "it is Models.WorldModel.NumClasses",
+}
 
 
 @dataclass
 class BasicSettings:
     """The run: its name, game, device and precision."""
 
-    Seed: int = key(0, "seed of every random stream of the run")
-    ImageSize: int = key(64, "side of the square observation in pixels; 4·2^n with n >= 2")
-    ReplayBufferOnGPU: bool = key(True, "keep the replay buffer on the training device")
-    n: str | None = key(None, "run name; unset or *-experiment becomes <Game>-<config>-seed_<seed>")
-    config_path: str = key("config_files/STORM.yaml", "YAML file the run starts from")
-    env_name: str = key("ALE/Boxing-v5", "Gymnasium id with an image observation and discrete actions")
-    trajectory_path: str | None = key(None, "demonstrations (.npz or STORM's .pkl), read if UseDemonstration")
-    pretrained_path: str | None = key(None, "checkpoint file or folder that initialises the weights")
-    device: str = key("auto", "auto, cuda, cuda:N, mps or cpu")
-    silent: bool = key(False, "hide the progress bar")
-    ReleaseQuirks: bool = key(False, "restore the STORM release's known deviations from the paper")
-    Precision: str = key("auto", "auto, bfloat16, float16 or float32")
-    LossScale: float = key(4.0, "initial loss scale in float16, which adapts it")
-    Compile: str = key("auto", "auto, never or always: compiled kernels and CUDA graphs (auto: on a GPU)")
-    GraphWarmUpCalls: int = key(3, "eager calls of a step before it is captured as a CUDA graph")
-    NumThreads: int = key(0, "CPU threads of PyTorch; 0 leaves its choice")
-    Restart: bool = key(False, "archive an existing run of this name and start over")
+    Seed: int = fixed(0, "seed of every random stream of the run", Range(0, 2**31 - 1))
+    ImageSize: int = fixed(64, "side of the square observation in pixels, 4·2^n", Range(16, 1_024))
+    ReplayBufferOnGPU: bool = free(True, "keep the replay buffer on the training device")
+    n: str | None = free(None, "run name; unset: <Game>-<config>-seed_<seed>")
+    config_path: str = free("config_files/STORM.yaml", "YAML file the run starts from, or its name there")
+    env_name: str = fixed("ALE/Boxing-v5", "Gymnasium id with an image observation and discrete actions")
+    trajectory_path: str | None = free(None, "demonstrations (.npz, STORM's .pkl), if UseDemonstration")
+    pretrained_path: str | None = free(None, "checkpoint file or folder that initialises the weights")
+    device: str = free("auto", "where the networks run", DEVICES)
+    silent: bool = free(False, "hide the progress bar")
+    ReleaseQuirks: bool = fixed(False, "restore the STORM release's known deviations from the paper")
+    Precision: str = free("auto", "of matrix products", Texts("auto", "bfloat16", "float16", "float32"))
+    LossScale: float = free(4.0, "initial loss scale in float16, which adapts it", POSITIVE)
+    Compile: str = free("auto", "compiled kernels and CUDA graphs; auto: on a GPU", COMPILE)
+    GraphWarmUpCalls: int = free(3, "eager calls of a step before it is captured as a CUDA graph", COUNT)
+    NumThreads: int = free(0, "CPU threads of PyTorch; 0 leaves its choice", Range(0, 1_024))
+    Loggers: list[str] = free(["tensorboard", "jsonl"], "where metrics are logged")
+    Restart: bool = free(False, "archive an existing run of this name and start over")
 
 
 @dataclass
 class Environment:
     """The game as the agent plays it, and what is done about its faults."""
 
-    FrameSkip: int = key(4, "emulator frames per agent step")
-    StickyActions: float = key(0.25, "probability that a frame repeats the previous action")
-    MaxEpisodeFrames: int = key(108_000, "emulator frames after which an episode is truncated")
-    LifeLossTermination: bool = key(True, "a lost life is a termination for learning")
-    ClipRewards: bool = key(False, "learn from the sign of rewards; returns are reported whole")
-    StepTimeout: float = key(0.0, "seconds a worker may take for one step; 0 waits for ever")
-    MaxFaults: int = key(3, "environment faults in a row after which the run stops")
+    Arguments: dict[str, Any] = fixed({}, "further arguments of gymnasium.make")
+    FullActionSpace: bool = fixed(False, "all 18 actions of an Atari game, not only those that it uses")
+    FrameSkip: int = fixed(4, "emulator frames per agent step", COUNT)
+    StickyActions: float = fixed(0.25, "probability that a frame repeats the previous action", UNIT)
+    MaxEpisodeFrames: int = fixed(108_000, "emulator frames until an episode is truncated", FRAMES)
+    LifeLossTermination: bool = fixed(True, "a lost life is a termination for learning")
+    ClipRewards: bool = fixed(False, "learn from the sign of rewards; returns are reported whole")
+    StepTimeout: float = free(0.0, "seconds a worker may take for a step; 0 waits for ever", NOT_NEGATIVE)
+    MaxFaults: int = free(3, "environment faults in a row after which the run stops", STEPS)
 
 
 @dataclass
 class JointTrainAgent:
     """The training loop: how much is played, learned, imagined, logged and saved."""
 
-    ModelType: str = key("STORM", "STORM (MLP prior) or GITSTORM (MaskGIT prior)")
-    SampleMaxSteps: int = key(102_000, "environment steps of the run")
-    BufferMaxLength: int = key(100_000, "replay capacity in steps, all environments together")
-    BufferWarmUp: int = key(1_024, "uniformly random steps before learning starts")
-    NumEnvs: int = key(1, "parallel environments", "N")
-    BatchSize: int = key(16, "windows per world-model update", "B")
-    DemonstrationBatchSize: int = key(4, "demonstration windows added to them")
-    BatchLength: int = key(64, "steps per window", "L")
-    ImagineBatchSize: int = key(1_024, "imagined trajectories per agent update")
-    ImagineDemonstrationBatchSize: int = key(256, "imagined trajectories that start from demonstrations")
-    ImagineContextLength: int = key(8, "real steps before imagination starts")
-    ImagineBatchLength: int = key(16, "imagination horizon", "H")
-    ActingContextLength: int = key(16, "real steps the policy remembers when acting")
-    TrainDynamicsEverySteps: int = key(1, "environment steps per world-model update")
-    TrainAgentEverySteps: int = key(1, "environment steps per agent update")
-    UseDemonstration: bool = key(False, "mix demonstrations into both updates")
-    SaveEverySteps: int = key(5_000, "environment steps between checkpoints")
-    SaveEverySeconds: float = key(0.0, "seconds between resumable states besides those; 0 is off")
-    LogEverySteps: int = key(100, "environment steps between logged training metrics")
-    EvalEverySteps: int = key(0, "environment steps between evaluations while training; 0 is off")
-    MaxBadUpdates: int = key(20, "non-finite updates in a row after which the run stops")
+    ModelType: str = fixed("STORM", "the prior: an MLP, or a MaskGIT", MODEL_TYPES)
+    SampleMaxSteps: int = free(102_000, "environment steps of the run", STEPS)
+    BufferMaxLength: int = fixed(100_000, "replay capacity in steps, all environments together", STEPS)
+    BufferWarmUp: int = fixed(1_024, "uniformly random steps before learning starts", STEPS)
+    NumEnvs: int = fixed(1, "parallel environments", COUNT, "N")
+    BatchSize: int = fixed(16, "windows per world-model update", BATCH, "B")
+    DemonstrationBatchSize: int = fixed(4, "demonstration windows added to them", Range(0, 2**20))
+    BatchLength: int = fixed(64, "steps per window", AT_LEAST_2, "L")
+    ImagineBatchSize: int = fixed(1_024, "imagined trajectories per agent update", BATCH)
+    ImagineDemonstrationBatchSize: int = fixed(256, "of them, begun in demonstrations", Range(0, 2**20))
+    ImagineContextLength: int = fixed(8, "real steps before imagination starts", WIDTH)
+    ImagineBatchLength: int = fixed(16, "imagination horizon", WIDTH, "H")
+    ActingContextLength: int = fixed(16, "real steps the policy remembers when acting", WIDTH)
+    TrainDynamicsEverySteps: int = fixed(1, "environment steps per world-model update", STEPS)
+    TrainAgentEverySteps: int = fixed(1, "environment steps per agent update", STEPS)
+    UseDemonstration: bool = fixed(False, "mix demonstrations into both updates")
+    SaveEverySteps: int = free(5_000, "environment steps between checkpoints", STEPS)
+    SaveEverySeconds: float = free(0.0, "seconds between resumable states besides; 0 is off", NOT_NEGATIVE)
+    LogEverySteps: int = free(100, "environment steps between logged training metrics", STEPS)
+    EvalEverySteps: int = free(0, "environment steps between evaluations; 0 is off", Range(0, 10**12))
+    MaxBadUpdates: int = free(20, "non-finite updates in a row after which the run stops", STEPS)
 
 
 @dataclass
 class WorldModel:
     """Encoder, sequence model, heads and loss of the world model."""
 
-    InChannels: int = key(3, "image channels")
-    StemChannels: int = key(32, "channels of the encoder's first convolution; each next one doubles")
-    NumLatents: int = key(32, "categorical latent variables", "K")
-    NumClasses: int = key(32, "classes of each", "C")
-    Unimix: float = key(0.01, "share of the uniform distribution in every categorical")
-    TransformerMaxLength: int = key(64, "learned positions of the sequence model")
-    TransformerHiddenDim: int = key(512, "width of the sequence model", "D")
-    TransformerNumLayers: int = key(2, "blocks of the sequence model")
-    TransformerNumHeads: int = key(8, "attention heads of the sequence model")
-    FeedForwardRatio: int = key(2, "feed-forward width over D")
-    Dropout: float = key(0.1, "dropout of the sequence model, in training only")
-    SequenceNormEps: float = key(1e-6, "epsilon of the sequence model's norms after the state mixer")
-    NormEps: float = key(1e-5, "epsilon of BatchNorm and of the other LayerNorms")
-    HeadLayers: int = key(2, "hidden layers of the reward and termination heads")
-    RewardBins: int = key(255, "bins of the two-hot reward head")
-    BinLimit: float = key(20.0, "two-hot bins span symlog values in [-limit, limit]")
-    DynamicsWeight: float = key(0.5, "weight of KL[sg posterior || prior]", "beta_1")
-    RepresentationWeight: float = key(0.1, "weight of KL[posterior || sg prior]", "beta_2")
-    FreeNats: float = key(1.0, "KL below which it gives no gradient")
-    LearningRate: float = key(1e-4, "Adam step size")
-    AdamEps: float = key(1e-8, "Adam epsilon")
-    MaxGradNorm: float = key(1000.0, "gradient-norm clip")
+    InChannels: ClassVar[int] = 3
+    StemChannels: int = fixed(32, "channels of the encoder's first convolution; each next one doubles", WIDTH)
+    NumLatents: int = fixed(32, "categorical latent variables", WIDTH, "K")
+    NumClasses: int = fixed(32, "classes of each", AT_LEAST_2, "C")
+    Unimix: float = fixed(0.01, "share of the uniform distribution in every categorical", RATE)
+    TransformerMaxLength: int = fixed(64, "learned positions of the sequence model", AT_LEAST_2)
+    TransformerHiddenDim: int = fixed(512, "width of the sequence model", WIDTH, "D")
+    TransformerNumLayers: int = fixed(2, "blocks of the sequence model", COUNT)
+    TransformerNumHeads: int = fixed(8, "attention heads of the sequence model", COUNT)
+    FeedForwardRatio: int = fixed(2, "feed-forward width over D", COUNT)
+    Dropout: float = fixed(0.1, "dropout of the sequence model, in training only", RATE)
+    SequenceNormEps: float = fixed(1e-6, "epsilon of the sequence model's norms after the mixer", POSITIVE)
+    NormEps: float = fixed(1e-5, "epsilon of BatchNorm and of the other LayerNorms", POSITIVE)
+    HeadLayers: int = fixed(2, "hidden layers of the reward and termination heads", COUNT)
+    RewardBins: int = fixed(255, "bins of the two-hot reward head", AT_LEAST_2)
+    BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
+    DynamicsWeight: float = fixed(0.5, "weight of KL[sg posterior || prior]", NOT_NEGATIVE, "beta_1")
+    RepresentationWeight: float = fixed(0.1, "weight of KL[posterior || sg prior]", NOT_NEGATIVE, "beta_2")
+    FreeNats: float = fixed(1.0, "KL below which it gives no gradient", NOT_NEGATIVE)
+    LearningRate: float = fixed(1e-4, "Adam step size", NOT_NEGATIVE)
+    AdamEps: float = fixed(1e-8, "Adam epsilon", POSITIVE)
+    MaxGradNorm: float = fixed(1000.0, "gradient-norm clip", POSITIVE)
 
 
 @dataclass
 class Agent:
     """Actor and critic."""
 
-    NumLayers: int = key(2, "hidden layers of actor and critic")
-    HiddenDim: int = key(512, "their width")
-    NormEps: float = key(1e-5, "epsilon of their LayerNorms")
-    Gamma: float = key(0.985, "discount", "gamma")
-    Lambda: float = key(0.95, "mixing of the λ-return", "lambda")
-    EntropyCoef: float = key(3e-4, "weight of the policy entropy", "eta")
-    ValueBins: int = key(255, "bins of the two-hot critic")
-    BinLimit: float = key(20.0, "two-hot bins span symlog values in [-limit, limit]")
-    SlowCriticDecay: float = key(0.98, "decay of the slow critic's weight average", "sigma")
-    ReturnDecay: float = key(0.99, "decay of the return-percentile averages")
-    ReturnPercentileLow: float = key(0.05, "lower percentile of the return range")
-    ReturnPercentileHigh: float = key(0.95, "upper percentile of the return range")
-    ReturnScaleFloor: float = key(1.0, "smallest return scale an advantage is divided by")
-    LearningRate: float = key(3e-5, "Adam step size")
-    AdamEps: float = key(1e-5, "Adam epsilon")
-    MaxGradNorm: float = key(100.0, "joint gradient-norm clip of actor and critic")
+    NumLayers: int = fixed(2, "hidden layers of actor and critic", COUNT)
+    HiddenDim: int = fixed(512, "their width", WIDTH)
+    NormEps: float = fixed(1e-5, "epsilon of their LayerNorms", POSITIVE)
+    Gamma: float = fixed(0.985, "discount", UNIT, "gamma")
+    Lambda: float = fixed(0.95, "mixing of the λ-return", UNIT, "lambda")
+    EntropyCoef: float = fixed(3e-4, "weight of the policy entropy", NOT_NEGATIVE, "eta")
+    ValueBins: int = fixed(255, "bins of the two-hot critic", AT_LEAST_2)
+    BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
+    SlowCriticDecay: float = fixed(0.98, "decay of the slow critic's weight average", UNIT, "sigma")
+    ReturnDecay: float = fixed(0.99, "decay of the return-percentile averages", UNIT)
+    ReturnPercentileLow: float = fixed(0.05, "lower percentile of the return range", SHARE)
+    ReturnPercentileHigh: float = fixed(0.95, "upper percentile of the return range", SHARE)
+    ReturnScaleFloor: float = fixed(1.0, "smallest return scale an advantage is divided by", POSITIVE)
+    LearningRate: float = fixed(3e-5, "Adam step size", NOT_NEGATIVE)
+    AdamEps: float = fixed(1e-5, "Adam epsilon", POSITIVE)
+    MaxGradNorm: float = fixed(100.0, "joint gradient-norm clip of actor and critic", POSITIVE)
 
 
 @dataclass
 class MaskGitTransformer:
     """The bidirectional transformer of the MaskGIT prior."""
 
-    EmbedDim: int = key(128, "width of the bidirectional transformer")
-    MlpDim: int = key(128, "hidden width of its MLPs")
-    NumHeads: int = key(8, "attention heads")
-    NumLayers: int = key(4, "blocks")
-    Dropout: float = key(0.0, "dropout after attention and MLP, in training only")
-    AttentionDropout: float = key(0.0, "dropout of the attention probabilities, in training only")
+    EmbedDim: int = fixed(128, "width of the bidirectional transformer", WIDTH)
+    MlpDim: int = fixed(128, "hidden width of its MLPs", WIDTH)
+    NumHeads: int = fixed(8, "attention heads", COUNT)
+    NumLayers: int = fixed(4, "blocks", COUNT)
+    Dropout: float = fixed(0.0, "dropout after attention and MLP, in training only", RATE)
+    AttentionDropout: float = fixed(0.0, "dropout of the attention probabilities, in training only", RATE)
 
 
 @dataclass
 class MaskGit:
     """The MaskGIT prior and its sampling plan; GITSTORM only."""
 
-    VocabSize: int | None = key(None, "must equal NumClasses; unset takes it", "C")
-    VocabDim: int = key(128, "width of the token embeddings")
-    T_revise: int = key(1, "groups of each revise sweep", "T_revise")
-    T_draft: int = key(1, "groups of the draft sweep", "T_draft")
-    M: int = key(1, "number of revise sweeps", "M")
-    MaskSchedule: str = key("cosine", "cosine, uniform, pow<d>, log or exp", "gamma(u)")
-    MinMaskRatio: float = key(1e-6, "schedules are clipped to [MinMaskRatio, 1]")
-    NormEps: float = key(1e-5, "epsilon of its LayerNorms")
-    InitStd: float = key(0.02, "standard deviation of the initial token and position embeddings")
+    VocabDim: int = fixed(128, "width of the token embeddings", WIDTH)
+    T_revise: int = fixed(1, "groups of each revise sweep", WIDTH, "T_revise")
+    T_draft: int = fixed(1, "groups of the draft sweep", WIDTH, "T_draft")
+    M: int = fixed(1, "number of revise sweeps", Range(0, 1_024), "M")
+    MaskSchedule: str = fixed("cosine", "share of masked latents", SCHEDULES, "gamma(u)")
+    MinMaskRatio: float = fixed(1e-6, "schedules are clipped to [MinMaskRatio, 1]", SHARE)
+    NormEps: float = fixed(1e-5, "epsilon of its LayerNorms", POSITIVE)
+    InitStd: float = fixed(0.02, "standard deviation of the initial token and position tables", NOT_NEGATIVE)
     TmfArgs: MaskGitTransformer = section(MaskGitTransformer)
 
 
@@ -175,34 +199,70 @@ class Models:
 class Evaluation:
     """How checkpoints are scored, filmed and judged."""
 
-    NumEpisodes: int = key(20, "episodes per checkpoint")
-    NumEnvs: int = key(5, "parallel environments of an evaluation")
-    VideoWindows: int = key(4, "trajectories side by side in an imagination video")
-    Greedy: bool = key(False, "take the most likely action instead of a sampled one")
-    PredictionWindows: int = key(64, "held-out windows that a world-model report is made on")
-    PredictionHorizon: int = key(15, "steps it predicts, or fewer where the training windows are shorter")
+    NumEpisodes: int = free(20, "episodes per checkpoint", Range(1, 10**6))
+    NumEnvs: int = free(5, "parallel environments of an evaluation", COUNT)
+    VideoWindows: int = free(4, "trajectories side by side in an imagination video", COUNT)
+    Greedy: bool = free(False, "take the most likely action instead of a sampled one")
+    PredictionWindows: int = free(64, "held-out windows that a world-model report is made on", COUNT)
+    PredictionHorizon: int = free(15, "steps it predicts, or fewer where training windows are shorter", COUNT)
 
 
 @dataclass
 class Health:
     """Bounds of the health findings; they change nothing in training."""
 
-    MinEntropy: float = key(0.02, "posterior or policy entropy, over the uniform's, below which to look")
-    MaxEntropy: float = key(0.98, "posterior entropy, over the uniform's, above which to look")
-    MaxRewardGap: float = key(0.5, "relative difference of imagined and real reward above which to look")
-    RewardScale: float = key(0.01, "reward per step below which differences are relative to this instead")
-    RewardSteps: int = key(1000, "latest steps per environment whose mean reward imagination is held against")
-    MinExplained: float = key(0.0, "share of the returns' variance the value should at least explain")
+    MinEntropy: float = free(0.02, "entropy of posterior or policy, over the uniform's, below: look", UNIT)
+    MaxEntropy: float = free(0.98, "entropy of the posterior, over the uniform's, above: look", UNIT)
+    MaxRewardGap: float = free(0.5, "relative gap of imagined and real reward, above: look", NOT_NEGATIVE)
+    RewardScale: float = free(0.01, "reward per step below which gaps are relative to this", NOT_NEGATIVE)
+    RewardSteps: int = free(1000, "latest steps per environment whose mean reward is the real one", STEPS)
+    MinExplained: float = free(0.0, "explained share of the returns' variance, below: look", AT_MOST_1)
 
 
 @dataclass
 class Config:
     """A whole configuration, one section of YAML per field."""
 
-    Task: str = key("JointTrainAgent", "the only task; kept so that the release's files load")
+    Task: str = fixed("JointTrainAgent", "what is done with the models", Texts("JointTrainAgent"))
     BasicSettings: BasicSettings = section(BasicSettings)
     Environment: Environment = section(Environment)
     JointTrainAgent: JointTrainAgent = section(JointTrainAgent)
-    Models: Models = section(Models)
+    Models: Models = field(default_factory=lambda: Models())  # with the sections registered by then
     Evaluation: Evaluation = section(Evaluation)
     Health: Health = section(Health)
+
+
+def register_section(name: str, cls: type) -> None:
+    """Add the dataclass `cls` as section `name`, "Models.<Any>", so that a new model brings its settings.
+
+    Fields may be plain (`Width: int = 64`) or made by `fixed` and `free`, with a range and a meaning.
+    They are then checked, listed by --help and saved like all others; a Config made afterwards has them
+    as `config.Models.<Any>`. Raise ValueError if the name is taken, or no name of a section of Models.
+    """
+    global Models
+    last = name.removeprefix("Models.")
+    if not name.startswith("Models.") or not last.isidentifier() or last in Models.__dataclass_fields__:
+        raise ValueError(
+            f"{name}: must be Models.<Any>, and another than {list(Models.__dataclass_fields__)}"
+        )
+    Models = dataclasses.make_dataclass("Models", [(last, cls, section(cls))], bases=(Models,))
+    Models.__module__ = __name__  # so that configurations can be pickled
+    schema.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def schema() -> dict[str, Key]:
+    """Every setting by its dotted name, in the order of the schema."""
+    return dict(_keys_of(Config(), ""))
+
+
+def _keys_of(values: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+    hints = typing.get_type_hints(type(values))
+    for each in dataclasses.fields(values):
+        name, default, hint = f"{prefix}{each.name}", getattr(values, each.name), hints[each.name]
+        if dataclasses.is_dataclass(default):
+            yield from _keys_of(default, f"{name}.")
+            continue
+        may_be_null = type(None) in typing.get_args(hint)
+        kind = typing.get_args(hint)[0] if may_be_null else hint
+        yield name, Key(typing.get_origin(kind) or kind, may_be_null, default, **each.metadata)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from configuration.checks import check_value
+from configuration.checks import read_value
 from utils import OneLineParser, UserError
 
 DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME; --help lists the options."
@@ -45,7 +45,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     options = make_parser().parse_args(arguments)
     for name, key in SETTINGS.items():
         try:
-            check_value(key, getattr(options, name))
+            if getattr(options, name) is not None:
+                read_value(key, getattr(options, name))
         except UserError as error:
             raise UserError(str(error).replace(key, f"-{name}", 1)) from error
     if options.protocol not in (None, "fair", "release"):

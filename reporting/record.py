@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configuration.loading import check_run_name
+from configuration.checks import check_run_name
 from evaluation.tables import read_episodes, read_evaluations
 from reporting.entries import (
     MANIFEST,

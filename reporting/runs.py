@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configuration.loading import RESUME_MAY_CHANGE, differences, load_saved_config
-from configuration.schema import Config
+from configuration.loading import differences, load_saved_config
+from configuration.schema import Config, schema
 from evaluation.scores import game_of
 from evaluation.tables import Evaluation, best_rows, read_evaluations
 from reporting.files import read_json, read_status
@@ -62,7 +62,7 @@ class Run:
 
 def _shapes_the_result(key: str, config: Config) -> bool:
     section, _, name = key.rpartition(".")
-    if key in RESUME_MAY_CHANGE or key in IDENTITY or name == "VocabSize":
+    if schema()[key].may_change or key in IDENTITY:
         return False
     if name.startswith(("Demonstration", "ImagineDemonstration")):
         return config.JointTrainAgent.UseDemonstration

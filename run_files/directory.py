@@ -36,7 +36,7 @@ from utils import REPOSITORY, UserError, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
 RESERVED = {EVALUATIONS: "the evaluations", "report": "the report", "sweep": "the logs of sweeps"}
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "omegaconf", "opencv-python-headless", "tensorboard")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "tensorboard")
 _LOCK_TAKEN = (errno.EACCES, errno.EAGAIN)
 # Locked files by process (a forked one inherits this table, but not the locks) and path.
 _LOCKED: dict[tuple[int, Path], io.FileIO] = {}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from configuration.checks import show
-from configuration.loading import BOOLEANS, schema
+from configuration.keys import BOOLEANS
+from configuration.schema import schema
 from evaluation.scores import reference_scores
 from utils import UserError, nearest
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
-from configuration.checks import show
 from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
 from environments.single import find_spec
@@ -15,7 +13,7 @@ from run_files.states import StateStore
 from sweeping.options import LOCAL, Options
 from sweeping.runs import EVALUATE, TRAIN, SweepRun, parse_eval_options
 from training.resume import check_resumable
-from utils import REPOSITORY, UserError, nearest
+from utils import UserError
 
 
 def plan_runs(options: Options) -> list[SweepRun]:
@@ -26,18 +24,17 @@ def plan_runs(options: Options) -> list[SweepRun]:
     """
     _check_cores(options)
     parse_eval_options(options.eval_options)
-    paths = {config: _find_config(config) for config in options.configs}
     environments = {game: environment_id(game) for game in options.games}
     for name in environments.values():
         find_spec(name)
     bases = {
-        config: load_config([f"BasicSettings.config_path={path}", "BasicSettings.n=null", *options.overrides])
-        for config, path in paths.items()
+        name: load_config([f"BasicSettings.config_path={name}", "BasicSettings.n=null", *options.overrides])
+        for name in options.configs
     }
     runs: dict[str, SweepRun] = {}
     for game, seed, config in options.grid():
         cell = (f"BasicSettings.env_name={environments[game]}", f"BasicSettings.Seed={seed}")
-        run = _plan_run(options, bases[config], paths[config], cell)
+        run = _plan_run(options, bases[config], cell)
         if run.name in runs and runs[run.name].config != run.config:
             raise UserError(f"two runs of the grid would be named {run.name}: rename one of the configs")
         runs[run.name] = run
@@ -50,11 +47,12 @@ def _check_cores(options: Options) -> None:
         raise UserError(f"cpus_per_run={wanted:g}: more than this machine has, which is {cores}")
 
 
-def _plan_run(options: Options, base: Config, path: str, cell: tuple[str, ...]) -> SweepRun:
+def _plan_run(options: Options, base: Config, cell: tuple[str, ...]) -> SweepRun:
     config = apply_overrides(base, [*cell, "BasicSettings.n=null"])
     directory = RunDirectory(config.BasicSettings.n, options.storage)
     if options.train and StateStore(directory.state).exists():
         _check_resumable(config, directory)
+    path = base.BasicSettings.config_path
     settings = (f"BasicSettings.config_path={path}", "BasicSettings.n=null", "BasicSettings.silent=True")
     wanted = {TRAIN: options.train, EVALUATE: options.evaluate}
     return SweepRun(
@@ -77,15 +75,3 @@ def _check_resumable(config: Config, directory: RunDirectory) -> None:
 def environment_id(game: str) -> str:
     """Full Gymnasium id of a game given by its bare name: Boxing is ALE/Boxing-v5."""
     return game if "/" in game or re.search(r"-v\d", game) else f"ALE/{game}-v5"
-
-
-def _find_config(text: str) -> str:
-    """The path that train.py is given: from the repository on if it is inside, else absolute."""
-    folder = REPOSITORY / "config_files"
-    for path in (Path(text), REPOSITORY / text, folder / f"{text}.yaml"):
-        if path.is_file():
-            absolute = path.resolve()
-            is_inside = absolute.is_relative_to(REPOSITORY)
-            return str(absolute.relative_to(REPOSITORY) if is_inside else absolute)
-    suggestion = nearest(Path(text).stem, (path.stem for path in folder.glob("*.yaml")))
-    raise UserError(f"config {show(text)}: no such file{suggestion}; see {folder}")

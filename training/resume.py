@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from configuration.loading import RESUME_MAY_CHANGE, config_to_yaml, differences, load_saved_config
-from configuration.schema import Config
+from configuration.loading import config_to_yaml, differences, load_saved_config
+from configuration.schema import Config, schema
 from run_files.directory import RunDirectory, RunStatus
 from run_files.seals import seal_run
 from run_files.states import SavedState, StateStore
@@ -27,7 +27,7 @@ def check_resumable(config: Config, directory: RunDirectory) -> list[str]:
         changed = differences(load_saved_config(directory.config_file), config)
     except UserError as error:
         raise UserError(f"run {directory.name} cannot be continued ({error}): {OTHER_WAYS}") from error
-    refused = [change for change in changed if change[0] not in RESUME_MAY_CHANGE]
+    refused = [change for change in changed if not schema()[change[0]].may_change]
     if refused:
         listed = "; ".join(f"{key} was {old}, now {new}" for key, old, new in refused)
         raise UserError(

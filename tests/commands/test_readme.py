@@ -1,6 +1,6 @@
 """The README stays true: its tables are the code's, and what it names exists.
 
-`python tests/test_readme.py` writes the table of config keys anew.
+`python tests/commands/test_readme.py` writes the table of config keys anew.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-START, END = "<!-- config keys: made by tests/test_readme.py -->", "<!-- end of config keys -->"
+START, END = "<!-- config keys: made by tests/commands/test_readme.py -->", "<!-- end of config keys -->"
 
 
 def config_table() -> str:
-    """Every config key with default, meaning and symbol, as Markdown."""
+    """Every config key with default, allowed values, whether a resumed run may change it, and meaning."""
     sys.path.insert(0, str(ROOT))
-    from configuration.loading import schema
+    from configuration.schema import schema
 
     lines, section = [], None
     for name, key in schema().items():
@@ -28,12 +28,12 @@ def config_table() -> str:
                 "",
                 f"**{group or 'top level'}**",
                 "",
-                "| key | default | meaning |",
-                "| --- | --- | --- |",
+                "| key | default | allowed | may change | meaning |",
+                "| --- | --- | --- | --- | --- |",
             ]
-        default = "null" if key.default is None else f"{key.default}"
         symbol = f" ({key.symbol})" if key.symbol else ""
-        lines.append(f"| `{last}` | {default} | {key.meaning}{symbol} |".replace("|f", "| f"))
+        facts = (f"`{last}`", key.shown_default, key.expected, "yes" if key.may_change else "", key.meaning)
+        lines.append(f"| {' | '.join(facts)}{symbol} |")
     return "\n".join([START, *lines, "", END])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from config_texts import (
     load_text,
 )
 
-from configuration import loading as configuration
-from configuration.checks import CHOICES, PATTERNS, RANGES
+from configuration import schema as schema_module
+from configuration.keys import fixed
 from configuration.loading import (
     apply_overrides,
     config_help,
@@ -23,7 +25,7 @@ from configuration.loading import (
     load_config,
     load_saved_config,
 )
-from configuration.schema import Config
+from configuration.schema import WIDTH, Config, register_section, schema
 from utils import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,7 +51,7 @@ def test_acting_is_at_a_position_that_imagination_visits(path: Path) -> None:
 
 def test_storm_yaml_states_the_schema_defaults() -> None:
     changed = {key for key, *_ in differences(load_config([]), Config())}
-    assert changed == {"BasicSettings.n", "Models.MaskGit.VocabSize"}
+    assert changed == {"BasicSettings.n"}
 
 
 @pytest.mark.parametrize("model", ["STORM", "GITSTORM"])
@@ -78,14 +80,15 @@ def test_gitstorm_differs_from_storm_in_the_prior_only() -> None:
 
 def test_the_releases_yaml_loads_unchanged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = load_text(tmp_path, RELEASE_YAML)
-    hydra = [record.getMessage() for record in caplog.records if "hydra" in record.getMessage()]
-    assert len(hydra) == 1
+    said = [record.getMessage() for record in caplog.records]
+    for ignored in ("hydra", "Models.WorldModel.InChannels", "Models.MaskGit.VocabSize"):
+        assert len([line for line in said if f"{ignored} is ignored" in line]) == 1
     assert config.BasicSettings.pretrained_path is None
     assert config.BasicSettings.n == "Boxing-custom-seed_0"
     assert config.BasicSettings.config_path == str(tmp_path / "custom.yaml")
     assert config.Models.Agent.EntropyCoef == 3e-4
     assert (config.JointTrainAgent.ModelType, config.JointTrainAgent.BatchLength) == ("GITSTORM", 4)
-    assert any("JointTrainAgent.BatchLength=4" in record.getMessage() for record in caplog.records)
+    assert any("JointTrainAgent.BatchLength=4" in line for line in said)
 
 
 def test_the_original_storms_yaml_loads_unchanged(tmp_path: Path) -> None:
@@ -162,8 +165,55 @@ def test_booleans(text: str) -> None:
 def test_run_names_stay_text(tmp_path: Path, name: str) -> None:
     assert load_config([f"BasicSettings.n={name}"]).BasicSettings.n == name
     saved = tmp_path / "saved.yaml"
-    saved.write_text(config_to_yaml(load_text(tmp_path, f"BasicSettings:\n  n: {name}\n")))
+    saved.write_text(config_to_yaml(load_text(tmp_path, f"BasicSettings:\n  n: '{name}'\n")))
     assert load_saved_config(saved).BasicSettings.n == name
+
+
+def test_a_number_in_a_file_is_no_text(tmp_path: Path) -> None:
+    assert "BasicSettings.n=7: must be plain text" in complaint_about(tmp_path, "BasicSettings: {n: 007}")
+
+
+def test_lists_and_mappings(tmp_path: Path) -> None:
+    arguments = {"mode": 2, "difficulty": 1, "name": "1", "deep": {"list": [1.5, True, None]}}
+    text = "{mode: 2, difficulty: 1, name: '1', deep: {list: [1.5, true, null]}}"
+    from_file = load_text(tmp_path, f"Environment: {{Arguments: {text}}}\nBasicSettings: {{Loggers: [a, b]}}")
+    typed = load_config([f"Environment.Arguments={text}", "BasicSettings.Loggers=a, b"])
+    for config in (from_file, typed):
+        assert (config.Environment.Arguments, config.BasicSettings.Loggers) == (arguments, ["a", "b"])
+        saved = tmp_path / "saved.yaml"
+        saved.write_text(config_to_yaml(config))
+        assert load_saved_config(saved) == config
+    assert load_text(tmp_path, "BasicSettings: {Loggers: 'a,b'}").BasicSettings.Loggers == ["a", "b"]
+    emptied = load_config(["Environment.Arguments={}", "BasicSettings.Loggers=null"])
+    assert (emptied.Environment.Arguments, emptied.BasicSettings.Loggers) == ({}, [])
+    Config().BasicSettings.Loggers.append("x")
+    assert Config().BasicSettings.Loggers == ["tensorboard", "jsonl"]
+
+
+def test_a_model_of_ones_own_brings_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass
+    class MyPrior:
+        Width: int = fixed(64, "hidden width", WIDTH)
+        Plain: float = 0.5
+
+    monkeypatch.setattr(schema_module, "Models", schema_module.Models)  # so that it is undone
+    before = Config()
+    register_section("Models.MyPrior", MyPrior)
+    try:
+        config = load_text(tmp_path, "Models: {MyPrior: {Width: 32}}", "Models.MyPrior.Plain=1e-3")
+        assert (config.Models.MyPrior.Width, config.Models.MyPrior.Plain) == (32, 1e-3)
+        assert "[1, 65_536]" in complaint_about_overrides("Models.MyPrior.Width=0")
+        assert "did you mean 'Models.MyPrior.Width'" in complaint_about_overrides("Models.MyPrior.Widht=1")
+        saved = tmp_path / "saved.yaml"
+        saved.write_text(config_to_yaml(config))
+        assert load_saved_config(saved) == config == pickle.loads(pickle.dumps(config))
+        assert ("Models.MyPrior.Width", 64, 32) in differences(Config(), config)
+        assert "Models.MyPrior.Width=64  (a whole number in [1, 65_536])" in config_help()
+        with pytest.raises(ValueError, match=r"Models\.MyPrior"):
+            register_section("Models.MyPrior", MyPrior)
+    finally:
+        schema.cache_clear()
+    assert not hasattr(before.Models, "MyPrior")
 
 
 @pytest.mark.parametrize("text", ["null", "None", "~"])
@@ -182,34 +232,55 @@ def test_null_unsets_a_key_that_may_be_unset(text: str) -> None:
         ("../../etc", "_etc-STORM-seed_0"),
     ],
 )
-@pytest.mark.parametrize("given_name", [None, "STORM-experiment"])
-def test_unset_run_names(environment: str, name: str, given_name: str | None) -> None:
-    overrides = [f"BasicSettings.env_name={environment}"]
-    overrides += [f"BasicSettings.n={given_name}"] if given_name else []
-    assert load_config(overrides).BasicSettings.n == name
+def test_unset_run_names(environment: str, name: str) -> None:
+    assert load_config([f"BasicSettings.env_name={environment}"]).BasicSettings.n == name
+
+
+def test_a_name_is_taken_literally_unless_a_file_names_a_kind_of_run(tmp_path: Path) -> None:
+    given = "BasicSettings.n=first-experiment"
+    text = "BasicSettings: {n: STORM-experiment}"
+    assert load_text(tmp_path, text, given).BasicSettings.n == "first-experiment"
+    assert load_text(tmp_path, text).BasicSettings.n == "Boxing-custom-seed_0"
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(config_to_yaml(load_config([given])))
+    assert load_saved_config(saved).BasicSettings.n == "first-experiment"
+    assert apply_overrides(load_config([]), [given]).BasicSettings.n == "first-experiment"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("BasicSettings: {trajectory_path: ~/demo.npz}")
+    settings = load_config(["BasicSettings.config_path=~/mine.yaml", "BasicSettings.pretrained_path=~/a"])
+    assert settings.BasicSettings.trajectory_path == str(tmp_path / "demo.npz")
+    assert settings.BasicSettings.pretrained_path == str(tmp_path / "a")
+    assert settings.BasicSettings.config_path == str(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", ["STORM-tiny", "config_files/STORM-tiny.yaml"])
+def test_a_config_of_the_repository_is_recorded_alike_however_it_is_named(text: str) -> None:
+    for given in (text, str(REPOSITORY / "config_files" / "STORM-tiny.yaml")):
+        config = load_config([f"BasicSettings.config_path={given}"])
+        assert config.BasicSettings.config_path == "config_files/STORM-tiny.yaml"
 
 
 # --- help, saving, resuming
 
 
-def test_help_lists_every_key_with_default_type_meaning_and_symbol() -> None:
+def test_help_lists_every_key_with_default_allowed_values_meaning_and_symbol() -> None:
     text = config_help()
-    for name, key in configuration.schema().items():
-        default = "null" if key.default is None else key.default
-        assert f"  {name}={default}  ({key.type_name})\n      {key.meaning}" in text
+    for name, key in schema().items():
+        line = f"{'*' if key.may_change else ' '} {name}={key.shown_default}  ({key.expected})"
+        assert f"{line}\n      {key.meaning}" in text
         assert not key.symbol or f"{key.meaning}  [{key.symbol}]" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_every_key_has_a_meaning_and_every_number_a_range() -> None:
-    free_text = {"n", "config_path", "env_name", "trajectory_path", "pretrained_path"}
-    free = {f"BasicSettings.{name}" for name in free_text}
-    for name, key in configuration.schema().items():
-        assert key.meaning
-        if key.type in (int, float):
-            assert name in RANGES and (key.default is None or key.default in RANGES[name])
-        if key.type is str:
-            assert (name in free) + (name in CHOICES) + (name in PATTERNS) == 1
+def test_every_default_is_allowed_and_every_number_has_a_range() -> None:
+    for name, key in schema().items():
+        assert key.meaning and key.read(key.default) == key.default, name
+        assert key.allowed is not None or key.type not in (int, float), name
+        given = key.read(key.shown_default) if key.type is not list or key.default else []
+        assert given == key.default, name
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
@@ -240,16 +311,10 @@ def test_apply_overrides_returns_a_checked_copy() -> None:
         apply_overrides(config, ["JointTrainAgent.BatchLength=65"])
 
 
-def test_what_may_change_when_a_run_is_resumed() -> None:
-    keys = set(configuration.schema())
-    assert keys > configuration.RESUME_MAY_CHANGE
-    shapes_of_the_run = {key for key in keys if key.startswith("Models.")} | {
-        "BasicSettings.Seed",
-        "BasicSettings.env_name",
-        "BasicSettings.ReleaseQuirks",
-        "Environment.StickyActions",
-        "JointTrainAgent.ModelType",
-        "JointTrainAgent.BatchLength",
-        "JointTrainAgent.BufferMaxLength",
-    }
-    assert not shapes_of_the_run & configuration.RESUME_MAY_CHANGE
+def test_what_shapes_a_run_stays_when_it_is_resumed() -> None:
+    kept = {name for name, key in schema().items() if not key.may_change}
+    shaping = {"Seed", "env_name", "ReleaseQuirks", "ImageSize"}
+    assert kept >= {f"BasicSettings.{name}" for name in shaping}
+    assert kept >= {name for name in schema() if name.startswith("Models.")}
+    assert kept >= {"JointTrainAgent.ModelType", "JointTrainAgent.BatchLength", "Environment.ClipRewards"}
+    assert "Environment.Arguments" in kept and "JointTrainAgent.SampleMaxSteps" not in kept

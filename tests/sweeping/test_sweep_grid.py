@@ -62,7 +62,7 @@ def test_only_evaluating_takes_the_options_of_eval() -> None:
         (["games=Pong", "evaluate=perhaps"], "true or false"),
         (["games=Pong", "storage=/no/such/folder"], "no such folder"),
         (["games=Pong", "Models.Agent.Gama=1"], "did you mean 'Models.Agent.Gamma'"),
-        (["games=Pong", "Models.Agent.Gamma=2"], "from 0 to 1"),
+        (["games=Pong", "Models.Agent.Gamma=2"], "in [0, 1]"),
         (["games=Pong", "BasicSettings.Seed=1"], "seeds="),
         (["games=Pong", "BasicSettings.Restart=true"], "start over"),
         (["evaluate", "games=Pong", "-run_name=x"], "-run_name"),
