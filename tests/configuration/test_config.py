@@ -190,12 +190,13 @@ def test_lists_and_mappings(tmp_path: Path) -> None:
     assert Config().BasicSettings.Loggers == ["tensorboard", "jsonl"]
 
 
-def test_a_model_of_ones_own_brings_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclasses.dataclass
-    class MyPrior:
-        Width: int = fixed(64, "hidden width", WIDTH)
-        Plain: float = 0.5
+@dataclasses.dataclass
+class MyPrior:
+    Width: int = fixed(64, "hidden width", WIDTH)
+    Plain: float = 0.5
 
+
+def test_a_model_of_ones_own_brings_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema_module, "Models", schema_module.Models)  # so that it is undone
     before = Config()
     register_section("Models.MyPrior", MyPrior)
