@@ -67,7 +67,7 @@ def test_only_evaluating_takes_the_options_of_eval() -> None:
         (["games=Pong", "BasicSettings.Restart=true"], "start over"),
         (["evaluate", "games=Pong", "-run_name=x"], "-run_name"),
         (["evaluate", "games=Pong", "--such"], "--such"),
-        (["evaluate", "games=Pong", "-num_episodes=0"], "-num_episodes=0: must be from 1"),
+        (["evaluate", "games=Pong", "-num_episodes=0"], "-num_episodes=0: must be a whole number in [1, "),
         (["evaluate", "games=Pong", "Models.Agent.Gamma=0.5"], "saved settings"),
     ],
 )
