@@ -17,7 +17,7 @@ from compute.random_streams import derive_seed
 from configuration.schema import Environment as EnvironmentSettings
 from environments.single import find_spec, make_single
 from environments.state_checks import expect, expect_array
-from environments.workers import LocalPool, PoolFailure, WorkerPool
+from environments.workers import Pool, PoolFailure
 from utils import UserError
 
 SEED_RANGE = 2**31 - 1
@@ -27,7 +27,7 @@ SEED_RANGE = 2**31 - 1
 class StepResult:
     """What one step of N environments brought."""
 
-    observation: np.ndarray  # uint8 (N, H, W, 3), what the next action is chosen on
+    observation: np.ndarray  # (N, *shape) as observation_spec says, what the next action is chosen on
     reward: np.ndarray  # float32 (N,), to learn from: raw, or its sign if ClipRewards
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
@@ -40,7 +40,7 @@ class EnvironmentFault(Exception):
 
     Args:
         message: what happened, one line.
-        observation: uint8 (N, H, W, 3), the new first pictures.
+        observation: (N, *shape), the new first ones.
         seeds: those that the environments now run on.
     """
 
@@ -53,10 +53,12 @@ class EnvironmentFault(Exception):
 class VectorEnvironment:
     """N environments, in this process (N = 1 without a time limit) or in a worker process each.
 
+    `observation_spec` and `action_spec` say what they return and take.
+
     Args:
-        name: Gymnasium id, `ALE/*-v5` or any with an image observation and discrete actions.
-        settings: time limit, and what single environments make of it.
-        image_size: side of the pictures, H = W. num_envs: N. seed: of environment 0.
+        name: Gymnasium id, `dm_control/<domain>-<task>-v0`, or `module:id` for one that a module registers.
+        settings: of the environment.
+        image_size: side S of pictures. num_envs: N. seed: of environment 0.
         release_quirks: restore two habits of the STORM release: every episode re-seeded with the
             same seed, and an episode's last reward counted into the next one's return.
 
@@ -87,13 +89,17 @@ class VectorEnvironment:
             self._pool = self._open_pool()
         except PoolFailure as failure:
             raise UserError(self._named(failure)) from failure
-        self.num_actions = self._pool.num_actions
+        self.observation_spec, self.action_spec = self._pool.observation_spec, self._pool.action_spec
 
-    def _open_pool(self) -> LocalPool | WorkerPool:
-        build = functools.partial(make_single, self.name, self._settings, self._release_quirks)
-        if self.num_envs == 1 and self._settings.StepTimeout == 0:
-            return LocalPool(build, self.image_size)
-        return WorkerPool(build, self.num_envs, self.image_size, self._settings.StepTimeout)
+    def _open_pool(self) -> Pool:
+        arguments = (self.name, self._settings, self.image_size, self._release_quirks)
+        build = functools.partial(make_single, *arguments)
+        return Pool(build, self.num_envs, self._settings.StepTimeout)
+
+    @property
+    def num_actions(self) -> int:
+        """How many actions there are, or dimensions of one."""
+        return self.action_spec.size
 
     def _named(self, failure: PoolFailure) -> str:
         text = str(failure)
@@ -101,11 +107,11 @@ class VectorEnvironment:
 
     @property
     def observation(self) -> np.ndarray:
-        """The present pictures, uint8 (N, H, W, 3), a copy."""
-        return self._pool.frames.copy()
+        """The present observations, (N, *shape), a copy."""
+        return self._pool.observation.copy()
 
     def reset(self) -> np.ndarray:
-        """Seed every environment and return the first pictures, uint8 (N, H, W, 3).
+        """Seed every environment and return the first observations, (N, *shape).
 
         Called again it begins the same streams anew.
 
@@ -127,22 +133,29 @@ class VectorEnvironment:
         """Let the environments act; in this process (N = 1) the step itself runs in `finish_step`.
 
         Args:
-            actions: integers (N,) in [0, num_actions).
+            actions: integers (N,) in [0, size), or floats (N, size), which are clipped to [−1, 1].
 
         Raises:
             ValueError: other actions.
         """
         self._forbid_while_stepping("start_step")
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be integers ({self.num_envs},), found {actions.dtype} {actions.shape}"
-            )
-        if actions.min() < 0 or actions.max() >= self.num_actions:
-            raise ValueError(f"actions must be in [0, {self.num_actions}), found {actions.tolist()}")
+        actions = self._executed(np.asarray(actions))
         self._stepping = True
         if not self._pending_fault:
-            self._pool.send(actions.tolist())
+            self._pool.send(actions)
+
+    def _executed(self, actions: np.ndarray) -> np.ndarray:
+        """Return what the environments are told to do: int64 (N,), or float32 (N, size) in [−1, 1]."""
+        spec, shape = self.action_spec, (self.num_envs, *self.action_spec.shape)
+        kinds, words = ("iu", "integers") if spec.kind == "discrete" else ("f", "floats")
+        if actions.shape != shape or actions.dtype.kind not in kinds:
+            raise ValueError(f"actions must be {words} {shape}, found {actions.dtype} {actions.shape}")
+        if spec.kind == "discrete" and (actions.min() < 0 or actions.max() >= spec.size):
+            raise ValueError(f"actions must be in [0, {spec.size}), found {actions.tolist()}")
+        if not np.isfinite(actions).all():
+            raise ValueError(f"actions must be finite, found {actions.tolist()}")
+        executed = actions if spec.kind == "discrete" else np.clip(actions, -1, 1)
+        return executed.astype(spec.dtype)
 
     def finish_step(self) -> StepResult:
         """Wait for the step that `start_step` began.
@@ -212,7 +225,10 @@ class VectorEnvironment:
         except PoolFailure as failure:
             self._pending_fault = self._named(failure)
             self._restart(self._pending_fault)
-            states = self._pool.states()
+            try:
+                states = self._pool.states()
+            except PoolFailure as again:
+                raise UserError(f"{self._pending_fault}; started again: {again}") from again
         state = {
             "name": self.name,
             "num_envs": self.num_envs,
@@ -221,7 +237,7 @@ class VectorEnvironment:
             "fault_count": self.fault_count,
             "resume_count": self._resume_count,
             "pending_fault": self._pending_fault,
-            "observation": self._pool.frames.copy(),
+            "observation": self.observation,
             "episode_return": self._return,
             "episode_length": self._length,
             "environments": states,
@@ -229,7 +245,7 @@ class VectorEnvironment:
         return _convert(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Continue from `state_dict()`; `observation` then holds the present pictures.
+        """Continue from `state_dict()`; `observation` then holds the present ones.
 
         Returns:
             A line for every reason why environments had to begin new episodes.
@@ -242,7 +258,8 @@ class VectorEnvironment:
         states = self._take_counts(state)
         try:
             reasons = self._pool.load(states)
-            self._pool.frames[:] = expect_array(state, "observation", np.uint8, self._pool.frames.shape)
+            present = self._pool.observation
+            present[:] = expect_array(state, "observation", present.dtype, present.shape)
             fresh = [index for index, reason in enumerate(reasons) if reason is not None]
             if fresh:
                 self._resume_count += 1

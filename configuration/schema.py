@@ -34,6 +34,7 @@ BIN_LIMIT = Range(0, 80, "(]")  # symexp(80) is the largest that float32 holds w
 MODEL_TYPES = Texts("STORM", "GITSTORM")  # a new prior appends its name
 POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
+OBSERVATIONS = Texts("auto", "image", "vector")
 DEVICES = Texts(DEVICE_PATTERN, meaning="auto, cuda, cuda:N, mps or cpu")
 # Keys of the releases' files that mean nothing here, and why.
 IGNORED = {
@@ -52,7 +53,7 @@ class BasicSettings:
     ReplayBufferOnGPU: bool = free(True, "keep the replay buffer on the training device")
     n: str | None = free(None, "run name; unset: <Game>-<config>-seed_<seed>")
     config_path: str = free("config_files/STORM.yaml", "YAML file the run starts from, or its name there")
-    env_name: str = fixed("ALE/Boxing-v5", "Gymnasium id with an image observation and discrete actions")
+    env_name: str = fixed("ALE/Boxing-v5", "Gymnasium id, module:id or dm_control/<domain>-<task>-v0")
     trajectory_path: str | None = free(None, "demonstrations (.npz, STORM's .pkl), if UseDemonstration")
     pretrained_path: str | None = free(None, "checkpoint file or folder that initialises the weights")
     device: str = free("auto", "where the networks run", DEVICES)
@@ -71,6 +72,8 @@ class BasicSettings:
 class Environment:
     """The game as the agent plays it, and what is done about its faults."""
 
+    Observation: str = fixed("auto", "what it returns, pictures drawn of it, or all as a vector", OBSERVATIONS)
+    ActionRepeat: int = fixed(1, "its steps per agent step, rewards summed; Atari has FrameSkip", COUNT)
     Arguments: dict[str, Any] = fixed({}, "further arguments of gymnasium.make")
     FullActionSpace: bool = fixed(False, "all 18 actions of an Atari game, not only those that it uses")
     FrameSkip: int = fixed(4, "emulator frames per agent step", COUNT)

@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 
 from configuration.schema import Environment as EnvironmentSettings
+from configuration.spaces import ActionSpec, ObservationSpec
 from environments.state_checks import expect, expect_array
 from utils import UserError
 
@@ -28,7 +29,7 @@ HELD_TRIES = 3  # actions tried as the one that the emulator was holding
 
 
 class AtariGame:
-    """One game with the minimal action set; under an old id too, it is played by the run's settings.
+    """One game in colour pictures; under whatever id, it is played by the run's settings.
 
     ale-py's own state lacks the action that a sticky frame repeats, and a few things of the
     video chip. So the state saved here is a past snapshot of the emulator and the actions since
@@ -37,24 +38,23 @@ class AtariGame:
     the whole stream is replayed from its seed.
 
     Args:
-        name: Gymnasium id. settings: of the environment.
-        frame: uint8 (S, S, 3), receives each picture.
+        name: Gymnasium id. settings: of the environment. image_size: S.
         release_quirks: re-seed with the same seed at every episode.
     """
 
     def __init__(
-        self, name: str, settings: EnvironmentSettings, frame: np.ndarray, release_quirks: bool
+        self, name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
-        self._name, self._settings = name, settings
-        self._frame, self._release_quirks = frame, release_quirks
-        self._size = (frame.shape[1], frame.shape[0])
+        self._name, self._settings, self._release_quirks = name, settings, release_quirks
+        self._frame = np.empty((image_size, image_size, 3), np.uint8)
         sticky = settings.StickyActions
         frames = math.ceil(math.log(CERTAIN) / math.log(sticky)) if 0 < sticky < 1 else 1
         self._forgetting_frames = frames  # after so many, what was held before no longer matters
         self._forgetting_steps = math.ceil(frames / settings.FrameSkip)
         self._snapshot_steps = max(SNAPSHOT_STEPS, self._forgetting_steps)
         self._open()
-        self.num_actions = len(self._actions)
+        self.observation_spec = ObservationSpec("image", self._frame.shape)
+        self.action_spec = ActionSpec("discrete", len(self._actions))
         self._start_stream(0)
 
     def _open(self) -> None:
@@ -78,25 +78,29 @@ class AtariGame:
         self._history = bytearray()  # all actions since the emulator was seeded
         self._snapshots: deque[dict[str, Any]] = deque(maxlen=KEPT_SNAPSHOTS)
 
-    def reset(self, seed: int) -> None:
-        """Seed the emulator and begin its first episode."""
+    def reset(self, seed: int) -> np.ndarray:
+        """Seed the emulator, begin its first episode and return the first picture, uint8 (S, S, 3)."""
         self._start_stream(seed)
         self._env.reset(seed=seed)
         self._show_first()
+        return self._frame
 
     def _show_first(self) -> None:
         self._lives = self._ale.lives()
         self._ale.getScreenRGB(self._screen)
-        cv2.resize(self._screen, self._size, dst=self._frame, interpolation=cv2.INTER_AREA)
+        self._resize()
 
-    def step(self, action: int) -> tuple[float, bool, bool]:
+    def _resize(self) -> None:
+        cv2.resize(self._screen, self._frame.shape[:2], dst=self._frame, interpolation=cv2.INTER_AREA)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """Act for FrameSkip frames, fewer if the episode ends; then begin the next one.
 
         Returns:
-            The summed raw reward, whether the game ended or a life was lost, and whether the
-            episode ended (truncation included).
+            The picture (valid until the next step), the summed raw reward, whether the game ended or
+            a life was lost, and whether the episode ended (truncation included).
         """
-        self._history.append(action)
+        self._history.append(int(action))
         reward = self._act(self._actions[action])
         ale, lives = self._ale, self._ale.lives()
         terminated = ale.game_over(with_truncation=False)
@@ -112,7 +116,7 @@ class AtariGame:
             self._show_first()
         if len(self._history) % self._snapshot_steps == 0:
             self._snapshots.append(self._snapshot())
-        return float(reward), terminated or lost, episode_end
+        return self._frame, float(reward), terminated or lost, episode_end
 
     def _act(self, action: ale_py.Action) -> int:
         ale, reward, last = self._ale, 0, self._settings.FrameSkip - 1
@@ -128,7 +132,7 @@ class AtariGame:
         self._ale.getScreenRGB(self._screen)
         if self._settings.FrameSkip > 1:
             np.maximum(self._screen, self._screen_before, out=self._screen)
-        cv2.resize(self._screen, self._size, dst=self._frame, interpolation=cv2.INTER_AREA)
+        self._resize()
 
     # Saving and restoring.
 
@@ -164,9 +168,9 @@ class AtariGame:
         actions = expect_array(state, "actions", np.uint8, (None,))
         if version != ale_py.__version__:
             return f"it was saved with ale-py {version}, and this is {ale_py.__version__}"
-        if seed < 0 or (actions >= self.num_actions).any():
+        if seed < 0 or (actions >= self.action_spec.size).any():
             raise UserError(
-                f"environment state: 'actions' must be below {self.num_actions} and 'seed' 0 or more, "
+                f"environment state: 'actions' must be below {self.action_spec.size} and 'seed' 0 or more, "
                 f"found {actions.max(initial=0)} and {seed}"
             )
         snapshots = [self._check_snapshot(item) for item in expect(state, "snapshots", list)]

@@ -1,28 +1,30 @@
 """One environment behind one small interface: an emulated game, or any Gymnasium environment.
 
-A single environment writes each picture into a given array and has
-`reset(seed)`, `step(action) -> (reward, termination, episode_end)`, `state_dict()`,
-`load_state_dict(state) -> why it could not be restored, or None`, `num_actions` and `close()`.
-When an episode ends it begins the next one at once, in the same step. This module imports no
-PyTorch, so that worker processes start fast and stay small.
+When an episode ends, a single environment begins the next one at once, in the same step. This
+module imports no PyTorch, so that worker processes start fast and stay small.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import json
 import re
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import ale_py
-import cv2
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from configuration.schema import Environment as EnvironmentSettings
+from configuration.spaces import ActionSpec, ObservationSpec
 from environments import diagnostic  # registers its environments
 from environments.atari import AtariGame
-from environments.state_checks import expect
+from environments.spaces import ImageReader, action_map, observation_reader
+from environments.state_checks import expect, expect_array, is_plain
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -34,17 +36,23 @@ gymnasium.register_envs(diagnostic)
 class SingleEnvironment(Protocol):
     """What workers and the vector environment expect."""
 
-    num_actions: int
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
 
-    def reset(self, seed: int) -> None: ...
+    def reset(self, seed: int) -> np.ndarray:
+        """Seed the environment, begin its first episode and return the first observation."""
 
-    def step(self, action: int) -> tuple[float, bool, bool]: ...
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Act; return observation (a new episode's first at an end), reward, termination, episode end."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the future depends on, in plain values and arrays."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> str | None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Continue from `state_dict()`; return why that was not possible (it must then be reset), or None."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the environment holds."""
 
 
 def find_spec(name: str) -> EnvSpec:
@@ -93,100 +101,108 @@ def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
     return [f"warning: {keys}: applies to Atari games only, not to {name}"]
 
 
-class ImageEnvironment:
-    """Any Gymnasium environment with an image observation and discrete actions.
+class GymnasiumEnvironment:
+    """Any Gymnasium environment whose spaces `environments.spaces` supports.
 
-    The image is uint8 (H, W, 3), (H, W, 1) or (H, W); grey is repeated to three channels, and
-    the size changed by area. A key `lives` in its info counts as an emulator's lives. One whose
-    `unwrapped` defines `state_dict` and `load_state_dict` (plain values and NumPy arrays) is
-    resumed exactly.
+    A key `lives` in its info counts as an emulator's lives. It is resumed exactly by playing the
+    present episode again: from the state of its `np_random` when the episode began, with the same
+    actions; a digest of all that it returned tells whether it came back to the same state. One
+    whose `unwrapped` defines `state_dict` and `load_state_dict` (plain values and NumPy arrays) is
+    restored by these instead.
 
     Args:
         name: Gymnasium id. spec: found by `find_spec`. settings: of the environment; those of the
             emulator do not apply.
-        frame: uint8 (S, S, 3), receives each picture.
+        image_size: side S of pictures.
         release_quirks: re-seed with the same seed at every episode.
-        arguments: of the environment's constructor.
 
     Raises:
-        UserError: it cannot be made, has no image observation or no discrete actions.
+        UserError: it cannot be made, or has other spaces.
     """
 
     def __init__(
-        self,
-        name: str,
-        spec: EnvSpec,
-        settings: EnvironmentSettings,
-        frame: np.ndarray,
-        release_quirks: bool,
-        arguments: dict[str, Any],
+        self, name: str, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
-        try:  # the time limit is kept here, where its count can be saved
-            self._env = gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True, **arguments)
-        except Exception as error:
-            raise UserError(f"environment {name!r}: {type(error).__name__}: {error}") from error
-        actions, image = self._env.action_space, self._env.observation_space
-        if not isinstance(actions, gymnasium.spaces.Discrete):
-            raise UserError(f"environment {name!r}: its actions must be Discrete, found {actions}")
-        self._shape = getattr(image, "shape", None) or ()
-        if image.dtype != np.uint8 or not (len(self._shape) == 2 or self._shape[2:] in ((1,), (3,))):
-            raise UserError(
-                f"environment {name!r}: its observation must be an image, uint8 (H, W, 3), (H, W, 1) or "
-                f"(H, W), found {image}"
-            )
-        self.num_actions = int(actions.n)
-        self._first_action = int(actions.start)
+        self._name, self._spec, self._settings = name, spec, settings
+        self._release_quirks = release_quirks
+        self._arguments = {"image_size": image_size} if spec.namespace == "Diagnostic" else {}
+        self._env = self._make()
+        self._read = observation_reader(self._env.observation_space, settings.Observation, image_size)
+        self._draws = self._read is None
+        if self._draws:
+            self._env.close()
+            self._env = self._make(render_mode="rgb_array")
+            self._read = ImageReader(None, image_size)
+        self._act = action_map(self._env.action_space)
+        self.observation_spec, self.action_spec = self._read.spec, self._act.spec
         self._max_steps = spec.max_episode_steps or float("inf")
-        self._life_loss = settings.LifeLossTermination
-        self._frame, self._release_quirks = frame, release_quirks
+        self._seed = self._steps = 0
         self._lives: int | None = None
-        self._steps = self._seed = 0
 
-    def reset(self, seed: int) -> None:
-        """Seed the environment and begin its first episode."""
+    def _make(self, **arguments: Any) -> gymnasium.Env:
+        arguments |= self._arguments
+        try:  # the time limit is kept here, where its count can be saved
+            return gymnasium.make(self._name, max_episode_steps=-1, disable_env_checker=True, **arguments)
+        except Exception as error:
+            raise UserError(f"{type(error).__name__}: {error}") from error
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Seed the environment, begin its first episode and return the first observation."""
         self._seed = seed
-        self._begin_episode(seed)
+        return self._observe(self._begin_episode(seed))
 
-    def _begin_episode(self, seed: int | None) -> None:
+    def _begin_episode(self, seed: int | None) -> Any:
+        self._random = "" if seed is not None else self._random_state()
+        self._history, self._digest = bytearray(), hashlib.sha256()
         observation, info = self._env.reset(seed=seed)
-        self._lives = info.get("lives")
-        self._steps = 0
-        self._show(observation)
+        self._lives, self._steps = info.get("lives"), 0
+        _add(self._digest, observation)
+        return observation
 
-    def step(self, action: int) -> tuple[float, bool, bool]:
-        """Act once; begin the next episode if this one ended.
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Act ActionRepeat times, fewer if the episode ends; then begin the next one.
+
+        Returns:
+            The observation, the summed reward, whether the environment ended or a life was lost,
+            and whether the episode ended (truncation included).
 
         Raises:
             ValueError: the environment returned a wrong reward or observation.
         """
-        observation, reward, terminated, truncated, info = self._env.step(self._first_action + action)
-        try:
-            number = float(reward)
-        except (TypeError, ValueError):
-            raise ValueError(f"its reward must be a number, found {reward!r}") from None
-        if not abs(number) <= FLOAT32_MAX:
-            raise ValueError(f"its reward must be finite, found {number}")
-        lives = info.get("lives")
-        lost = self._life_loss and lives is not None and self._lives is not None and lives < self._lives
-        self._lives = lives
-        self._steps += 1
-        episode_end = bool(terminated or truncated or self._steps >= self._max_steps)
-        self._show(observation)
+        observation, reward, termination, episode_end = self._advance(action)
         if episode_end:
-            self._begin_episode(self._seed if self._release_quirks else None)
-        return number, bool(terminated or lost), episode_end
+            observation = self._begin_episode(self._seed if self._release_quirks else None)
+        return self._observe(observation), reward, termination, episode_end
 
-    def _show(self, observation: Any) -> None:
-        if not isinstance(observation, np.ndarray):
-            raise ValueError(f"its observation must be a NumPy array, found {type(observation).__name__}")
-        if observation.dtype != np.uint8 or observation.shape != self._shape:
-            raise ValueError(
-                f"its observation must be uint8 {self._shape}, found {observation.dtype} {observation.shape}"
-            )
-        height, width = self._frame.shape[:2]
-        if observation.shape[:2] != (height, width):
-            observation = cv2.resize(observation, (width, height), interpolation=cv2.INTER_AREA)
-        self._frame[:] = observation if observation.ndim == 3 else observation[:, :, None]
+    def _advance(self, action: Any) -> tuple[Any, float, bool, bool]:
+        self._history += np.asarray(action, self.action_spec.dtype).tobytes()
+        total, lost, own_action = 0.0, False, self._act(action)
+        for _ in range(self._settings.ActionRepeat):
+            observation, reward, terminated, truncated, info = self._env.step(own_action)
+            _add(self._digest, (observation, reward))
+            total += _number(reward)
+            lives, before, self._lives = info.get("lives"), self._lives, info.get("lives")
+            lost |= lives is not None and before is not None and lives < before
+            self._steps += 1
+            episode_end = bool(terminated or truncated or self._steps >= self._max_steps)
+            if episode_end:
+                break
+        if not abs(total) <= FLOAT32_MAX:
+            raise ValueError(f"its reward must be finite, found {total}")
+        lost &= self._settings.LifeLossTermination
+        return observation, total, bool(terminated or lost), episode_end
+
+    def _observe(self, observation: Any) -> np.ndarray:
+        return self._read(self._env.render() if self._draws else observation)
+
+    # Saving and restoring.
+
+    def _random_state(self) -> str:
+        """Its random generator's state as JSON, "" if it has none that is plain."""
+        try:
+            return json.dumps(self._env.unwrapped.np_random.bit_generator.state)
+        except (AttributeError, TypeError):
+            return ""
 
     def _hooks(self) -> Any | None:
         inner = self._env.unwrapped
@@ -194,15 +210,24 @@ class ImageEnvironment:
         return inner if has_hooks and not self._env.spec.additional_wrappers else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's own state, if it offers one, with the counts kept here."""
+        """Return the environment's own state, if it offers one, else how its episode came to be."""
         hooks = self._hooks()
-        if hooks is None:
-            return {}
-        lives = -1 if self._lives is None else int(self._lives)
-        return {"environment": hooks.state_dict(), "seed": self._seed, "steps": self._steps, "lives": lives}
+        if hooks is not None:
+            lives = -1 if self._lives is None else int(self._lives)
+            own = hooks.state_dict()
+            if not is_plain(own):
+                raise ValueError("its state_dict must return plain values and arrays of numbers")
+            return {"seed": self._seed, "environment": own, "steps": self._steps, "lives": lives}
+        actions = np.frombuffer(bytes(self._history), self.action_spec.dtype)
+        return {
+            "seed": self._seed,
+            "random": self._random,
+            "actions": actions.reshape(-1, *self.action_spec.shape),
+            "digest": self._digest.hexdigest(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Continue from `state_dict()`, but for the picture.
+        """Continue from `state_dict()`, but for the observation.
 
         Returns:
             None, or why the environment could not be restored (it must then be reset).
@@ -211,32 +236,74 @@ class ImageEnvironment:
             UserError: the state is malformed.
         """
         hooks = self._hooks()
-        if hooks is None or not state:
-            return "it has no state that can be saved"
+        self._seed = expect(state, "seed", int)
+        self._begin_episode(self._seed)  # Gymnasium wants a reset before the first step
+        if hooks is None:
+            return self._replay(state)
         steps, lives = expect(state, "steps", int), expect(state, "lives", int)
-        self.reset(expect(state, "seed", int))  # Gymnasium wants a reset before the first step
-        try:
+        with _malformed("environment"):
             hooks.load_state_dict(expect(state, "environment", dict))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"environment state: 'environment': {type(error).__name__}: {error}") from error
         self._steps, self._lives = steps, None if lives < 0 else lives
         return None
+
+    def _replay(self, state: dict[str, Any]) -> str | None:
+        random, digest = expect(state, "random", str), expect(state, "digest", str)
+        spec = self.action_spec
+        actions = expect_array(state, "actions", spec.dtype, (None, *spec.shape))
+        if spec.kind == "discrete" and ((actions < 0) | (actions >= spec.size)).any():
+            raise UserError(f"environment state: 'actions' must be below {spec.size}, found {actions.max()}")
+        if random:
+            with _malformed("random"):
+                self._env.unwrapped.np_random.bit_generator.state = json.loads(random)
+            self._begin_episode(None)
+        try:
+            ended = any(self._advance(action)[-1] for action in actions)
+        except Exception:  # of the environment's, which is then not what it was
+            ended = True
+        return (
+            "it did not come back to the saved state" if ended or self._digest.hexdigest() != digest else None
+        )
 
     def close(self) -> None:
         """Free what the environment holds."""
         self._env.close()
 
 
+def _number(reward: Any) -> float:
+    try:
+        return float(reward)
+    except (TypeError, ValueError):
+        raise ValueError(f"its reward must be a number, found {reward!r}") from None
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Let a digest depend on a value, whatever it is made of."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(value.tobytes())
+    elif isinstance(value, (dict, tuple, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _add(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+@contextlib.contextmanager
+def _malformed(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"environment state: {key!r}: {type(error).__name__}: {error}") from error
+
+
 def make_single(
-    name: str, settings: EnvironmentSettings, release_quirks: bool, frame: np.ndarray
+    name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
 ) -> SingleEnvironment:
-    """The environment of that Gymnasium id, showing its pictures in `frame`, uint8 (S, S, 3).
+    """The environment of that Gymnasium id, with pictures of side S = `image_size`.
 
     Raises:
-        UserError: unknown id, or an environment that is not of images and discrete actions.
+        UserError: unknown id, an environment that cannot be made, or whose spaces are not supported.
     """
     spec = find_spec(name)
     if is_atari(spec):
-        return AtariGame(name, settings, frame, release_quirks)
-    arguments = {"image_size": frame.shape[0]} if spec.namespace == "Diagnostic" else {}
-    return ImageEnvironment(name, spec, settings, frame, release_quirks, arguments)
+        return AtariGame(name, settings, image_size, release_quirks)
+    return GymnasiumEnvironment(name, spec, settings, image_size, release_quirks)

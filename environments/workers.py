@@ -1,22 +1,19 @@
 """Where environments run: in this process, or each in a worker process of its own.
 
-Both pools share one interface. A worker is a plain Python process, not a fork: it
-inherits no PyTorch and no device. Commands and rewards travel through a socket, pictures
-through shared memory. Workers ignore the signals that stop a run, so that it can still save,
-and end when their socket closes, even if the training process was killed.
+A worker is a plain Python process, not a fork: it inherits no PyTorch and no device. Calls and
+their answers travel through a socket. Workers ignore the signals that stop a run, so that it can
+still save, and end when their socket closes, even if the training process was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -36,7 +33,7 @@ END_SECONDS = 5.0  # that an idle worker gets to end by itself
 GRACE_SECONDS = 1.0  # that a busy one gets, once its socket has closed
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-Build = Callable[[np.ndarray], "SingleEnvironment"]  # receives the frame to draw in
+Build = Callable[[], "SingleEnvironment"]
 Step = tuple[float, bool, bool]  # reward, termination, episode end
 
 
@@ -44,7 +41,7 @@ class PoolFailure(Exception):
     """An environment died, hung or raised; the pool is of no more use."""
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An exception in one line: UserError's own text, else with the exception's name and place."""
     if isinstance(error, UserError):
         return str(error)
@@ -53,193 +50,198 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({where})"
 
 
-class LocalPool:
-    """One environment in this process; its step runs in `receive`.
+class Host:
+    """Holds one environment, in this process or in a worker, and does what it is asked."""
 
-    Args:
-        build: makes the environment. image_size: side of its pictures, S.
+    def __init__(self) -> None:
+        self.environment: SingleEnvironment | None = None
 
-    Raises:
-        PoolFailure: it cannot be made (as any method does when the environment raises).
-    """
+    def build(self, build: Build) -> tuple[Any, Any]:
+        """Make the environment and return its specs."""
+        self.environment = build()
+        return self.environment.observation_spec, self.environment.action_spec
 
-    def __init__(self, build: Build, image_size: int) -> None:
-        self.frames = np.zeros((1, image_size, image_size, 3), np.uint8)
-        self._action = 0
-        self._environment = self._guard(build, self.frames[0])
-        self.num_actions = self._environment.num_actions
-
-    @staticmethod
-    def _guard(method: Callable[..., Any], *arguments: Any) -> Any:
+    def attempt(self, method: str, *arguments: Any) -> tuple[bool, Any]:
+        """Call `build` or a method of the environment; return whether it went well, and what came of it."""
         try:
-            return method(*arguments)
-        except Exception as error:
-            raise PoolFailure(describe(error)) from error
+            return True, getattr(self.environment or self, method)(*arguments)
+        except (Exception, SystemExit) as error:
+            return False, describe(error)
 
-    def reset(self, seeds: dict[int, int]) -> None:
-        """Seed the given environments and begin their first episodes."""
-        for seed in seeds.values():
-            self._guard(self._environment.reset, seed)
-
-    def send(self, actions: list[int]) -> None:
-        """Note the action."""
-        self._action = actions[0]
-
-    def receive(self) -> list[Step]:
-        """Take the step."""
-        return [self._guard(self._environment.step, self._action)]
-
-    def states(self) -> list[dict[str, Any]]:
-        """The environments' states."""
-        return [self._guard(self._environment.state_dict)]
-
-    def load(self, states: list[dict[str, Any]]) -> list[str | None]:
-        """Restore them; for each, why that was not possible, or None."""
-        return [self._guard(self._environment.load_state_dict, states[0])]
-
-    def close(self, kill: bool = False) -> None:
+    def close(self) -> None:
         """Close the environment; one that has failed may fail again."""
-        with contextlib.suppress(Exception):
-            self._environment.close()
+        if self.environment is not None:
+            with contextlib.suppress(Exception, SystemExit):
+                self.environment.close()
 
 
-class WorkerPool:
-    """Environments that step at the same time, each in its own process.
+class LocalMember:
+    """An environment of this process: what it is asked happens when the answer is awaited."""
 
-    Args:
-        build: makes an environment; it is sent to the workers by name.
-        num_envs, image_size: N and S; `frames` is uint8 (N, S, S, 3), shared.
-        step_timeout: seconds that a step may take from `send` on; 0 waits for ever.
+    def __init__(self, index: int) -> None:
+        self._host = Host()
+        self._call: tuple[Any, ...] = ()
+
+    def ask(self, *call: Any) -> None:
+        """Note a method and its arguments."""
+        self._call = call
+
+    def answer(self, deadline: float | None) -> tuple[bool, Any]:
+        """Do what was noted."""
+        return self._host.attempt(*self._call)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._host.close()
+
+    def end(self, kill: bool) -> None:
+        """Nothing is left to be ended."""
+
+
+class WorkerMember:
+    """An environment in a process of its own.
 
     Raises:
-        PoolFailure: one of them died, hung or raised (as any method does).
+        PoolFailure: the process cannot be started.
     """
 
-    def __init__(self, build: Build, num_envs: int, image_size: int, step_timeout: float) -> None:
-        self._step_timeout = step_timeout
-        self._deadline: float | None = None
-        self._connections: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        shape = (num_envs, image_size, image_size, 3)
-        memory = _shared_file(int(np.prod(shape)))
-        try:
-            self.frames = _map_frames(memory, shape)
-            for index in range(num_envs):
-                self._start(memory)
-                self._tell(index, sys.path)
-                self._tell(index, (build, shape, index))
-            deadline = _in(START_SECONDS)
-            self.num_actions = max(self._answer(index, deadline) for index in range(num_envs))
-        except BaseException:
-            self.close(kill=True)
-            raise
-        finally:
-            os.close(memory)
-
-    def _start(self, memory: int) -> None:
+    def __init__(self, index: int) -> None:
+        self._index = index
         ours, theirs = socket.socketpair()
         code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from environments.workers import serve"
-        command = [sys.executable, "-c", f"{code}; serve({theirs.fileno()}, {memory})"]
+        command = [sys.executable, "-c", f"{code}; serve({theirs.fileno()})"]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)  # inherited until it ignores them
         try:
             with theirs:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), memory),
-                    start_new_session=True,
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True
                 )
         except OSError as error:
             ours.close()
             raise PoolFailure(f"cannot start a worker process: {error}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes.append(process)
-        self._connections.append(Connection(ours.detach()))
+        self._connection = Connection(ours.detach())
+        self._send(sys.path)
 
-    def _tell(self, index: int, message: Any) -> None:
+    def _send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # a dead worker shows when its answer is awaited
-            self._connections[index].send(message)
+            self._connection.send(message)
 
-    def _answer(self, index: int, deadline: float | None) -> Any:
-        connection = self._connections[index]
+    def ask(self, *call: Any) -> None:
+        """Let the worker begin."""
+        self._send(call)
+
+    def answer(self, deadline: float | None) -> tuple[bool, Any]:
+        """Wait for the worker's answer, at most until `deadline`."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            if not connection.poll(left):
-                raise PoolFailure(f"the worker of environment {index} did not answer in time")
-            kind, answer = connection.recv()
+            if not self._connection.poll(left):
+                return False, f"the worker of environment {self._index} did not answer in time"
+            return self._connection.recv()
         except (EOFError, OSError):
-            raise PoolFailure(f"the worker of environment {index} died{self._exit_code(index)}") from None
-        if kind == "error":
-            raise PoolFailure(answer)
-        return answer
+            return False, f"the worker of environment {self._index} died{self._exit_code()}"
 
-    def _exit_code(self, index: int) -> str:
+    def _exit_code(self) -> str:
         try:
-            return f" (exit code {self._processes[index].wait(END_SECONDS)})"
+            return f" (exit code {self.process.wait(END_SECONDS)})"
         except subprocess.TimeoutExpired:
             return ""
 
-    def _ask(self, messages: dict[int, tuple[Any, ...]], seconds: float | None) -> list[Any]:
-        for index, message in messages.items():
-            self._tell(index, message)
+    def close(self) -> None:
+        """Close the socket, at which the worker ends."""
+        self._connection.close()
+
+    def end(self, kill: bool) -> None:
+        """Wait for the worker's end; kill it at once, or if it does not come."""
+        if kill:
+            self.process.kill()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Pool:
+    """N environments that step at the same time.
+
+    Args:
+        build: makes an environment; it is sent to workers by name.
+        num_envs: N.
+        step_timeout: seconds that a step may take from `send` on; 0 waits for ever. One environment
+            without a limit runs in this process, others in a worker process each.
+
+    Raises:
+        PoolFailure: one of them died, hung or raised (as any method does).
+    """
+
+    def __init__(self, build: Build, num_envs: int, step_timeout: float) -> None:
+        member = LocalMember if num_envs == 1 and step_timeout == 0 else WorkerMember
+        self._step_timeout = step_timeout
+        self._deadline: float | None = None
+        self._members: list[LocalMember | WorkerMember] = []
+        try:
+            for index in range(num_envs):
+                self._members.append(member(index))
+            specs = self._ask(dict.fromkeys(range(num_envs), ("build", build)), START_SECONDS)
+        except BaseException:
+            self.close(kill=True)
+            raise
+        self.observation_spec, self.action_spec = specs[0]
+        self.observation = np.zeros((num_envs, *self.observation_spec.shape), self.observation_spec.dtype)
+
+    def _ask(self, calls: dict[int, tuple[Any, ...]], seconds: float | None) -> list[Any]:
+        for index, call in calls.items():
+            self._members[index].ask(*call)
         deadline = _in(seconds)
-        return [self._answer(index, deadline) for index in messages]
+        return [self._answer(index, deadline) for index in calls]
+
+    def _answer(self, index: int, deadline: float | None) -> Any:
+        well, answer = self._members[index].answer(deadline)
+        if not well:
+            raise PoolFailure(answer)
+        return answer
 
     def reset(self, seeds: dict[int, int]) -> None:
         """Seed the given environments and begin their first episodes."""
-        self._ask({index: ("reset", seed) for index, seed in seeds.items()}, START_SECONDS)
+        firsts = self._ask({index: ("reset", seed) for index, seed in seeds.items()}, START_SECONDS)
+        for index, first in zip(seeds, firsts, strict=True):
+            self.observation[index] = first
 
-    def send(self, actions: list[int]) -> None:
+    def send(self, actions: np.ndarray) -> None:
         """Let every environment begin its step."""
         self._deadline = _in(self._step_timeout or None)
-        for index, action in enumerate(actions):
-            self._tell(index, ("step", action))
+        for member, action in zip(self._members, actions, strict=True):
+            member.ask("step", action)
 
     def receive(self) -> list[Step]:
         """Wait for the steps to end."""
-        return [self._answer(index, self._deadline) for index in range(len(self._connections))]
+        steps = []
+        for index in range(len(self._members)):
+            self.observation[index], *step = self._answer(index, self._deadline)
+            steps.append(step)
+        return steps
 
     def states(self) -> list[dict[str, Any]]:
         """The environments' states."""
-        return self._ask(dict.fromkeys(range(len(self._connections)), ("state_dict",)), START_SECONDS)
+        return self._ask(dict.fromkeys(range(len(self._members)), ("state_dict",)), START_SECONDS)
 
     def load(self, states: list[dict[str, Any]]) -> list[str | None]:
         """Restore them, however long that takes; for each, why that was not possible, or None."""
         return self._ask({index: ("load_state_dict", state) for index, state in enumerate(states)}, None)
 
     def close(self, kill: bool = False) -> None:
-        """End the workers: by closing their sockets, at once if `kill`."""
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
-            if kill:
-                process.kill()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._connections, self._processes = [], []
+        """End the environments and their workers, at once if `kill`."""
+        for member in self._members:
+            member.close()
+        for member in self._members:
+            member.end(kill)
+        self._members = []
 
 
 def _in(seconds: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
-
-
-def _shared_file(size: int) -> int:
-    """A nameless file of `size` bytes, in memory where the system can; nothing is left of it."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("frames")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.truncate(descriptor, size)
-    return descriptor
-
-
-def _map_frames(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
 
 
 def _end_with_parent(descriptor: int) -> None:
@@ -251,31 +253,14 @@ def _end_with_parent(descriptor: int) -> None:
     os._exit(0)
 
 
-def serve(socket_descriptor: int, memory_descriptor: int) -> None:
-    """A worker's life: make the environment, then do as told until the socket closes."""
+def serve(descriptor: int) -> None:
+    """A worker's life: do as told until the socket closes."""
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(socket_descriptor,), daemon=True).start()
-    connection = Connection(socket_descriptor)
-    environment = None
+    threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+    connection, host = Connection(descriptor), Host()
     with contextlib.suppress(EOFError, ConnectionError):
         sys.path[:] = connection.recv()
-        build, shape, index = connection.recv()
-        frame = _map_frames(memory_descriptor, shape)[index]
-        environment = _attempt(connection, build, frame)
-        while environment is not None:
-            method, *arguments = connection.recv()
-            _attempt(connection, getattr(environment, method), *arguments)
-    if environment is not None:
-        environment.close()
-
-
-def _attempt(connection: Connection, method: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it and send what came of it; of an environment, its number of actions."""
-    try:
-        answer = method(*arguments)
-    except Exception as error:
-        connection.send(("error", describe(error)))
-        return None
-    connection.send(("ok", getattr(answer, "num_actions", answer)))
-    return answer
+        while True:
+            connection.send(host.attempt(*connection.recv()))
+    host.close()

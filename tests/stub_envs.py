@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ class Stub(gymnasium.Env):
     def _misbehave(self, trouble: str) -> None:
         if trouble == "dies":
             os._exit(3)
+        if trouble == "exits":
+            sys.exit(0)
         if trouble == "hangs":
             time.sleep(1_000)
         if trouble == "raises":
@@ -64,15 +67,43 @@ class Stub(gymnasium.Env):
         return observation, reward, self.steps == 10, False, self._info()
 
 
-class Continuous(Stub):
-    """Like the stub, but its actions are not discrete."""
+class OtherSpaces(Stub):
+    """The stub with one of its spaces exchanged."""
 
-    def __init__(self) -> None:
+    def __init__(self, **exchanged: gymnasium.Space) -> None:
         super().__init__()
-        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+        vars(self).update(exchanged)
 
 
-TROUBLES = ("dies", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
+class Chance(Stub):
+    """Draws from a generator that no seed reaches."""
+
+    def _picture(self) -> np.ndarray:
+        return np.random.default_rng().integers(256, size=self.shape, dtype=np.uint8)
+
+
+class Hooks(Stub):
+    """Tells its state, and draws from a generator that no seed reaches."""
+
+    generator = np.random.default_rng()
+
+    def _picture(self) -> np.ndarray:
+        return self.generator.integers(256, size=self.shape, dtype=np.uint8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes wrong here is `trouble`."""
+        self._misbehave(self.trouble)
+        odd = {"object": object()} if self.trouble == "odd" else {}
+        return {"steps": self.steps, "random": json.dumps(self.generator.bit_generator.state)} | odd
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.steps = state["steps"]
+        self.generator = np.random.default_rng()
+        self.generator.bit_generator.state = json.loads(state["random"])
+
+
+TROUBLES = ("dies", "exits", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
 for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
     _id = f"Stub{_trouble.title().replace(' ', '')}-v0"
     gymnasium.register(_id, entry_point=Stub, kwargs={"trouble": _trouble})
@@ -90,4 +121,25 @@ class ExtraLife(Stub):
 
 gymnasium.register("StubExtraLife-v0", entry_point=ExtraLife)
 gymnasium.register("StubChannelsFirst-v0", entry_point=Stub, kwargs={"shape": (3, 20, 30)})
-gymnasium.register("StubContinuous-v0", entry_point=Continuous)
+gymnasium.register("StubFourFrames-v0", entry_point=Stub, kwargs={"shape": (20, 30, 4)})
+gymnasium.register("StubChance-v0", entry_point=Chance)
+for _trouble in ("", "raises", "odd"):
+    gymnasium.register(f"StubHooks{_trouble.title()}-v0", entry_point=Hooks, kwargs={"trouble": _trouble})
+
+_box = gymnasium.spaces.Box(-1, 1, (2,))
+for _name, _actions in {
+    "Unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (2,)),
+    "MultiDiscrete": gymnasium.spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": gymnasium.spaces.MultiBinary(3),
+    "DictActions": gymnasium.spaces.Dict(a=_box),
+}.items():
+    gymnasium.register(f"Stub{_name}-v0", entry_point=OtherSpaces, kwargs={"action_space": _actions})
+gymnasium.register(
+    "StubImageAndVector-v0",
+    entry_point=OtherSpaces,
+    kwargs={
+        "observation_space": gymnasium.spaces.Dict(
+            image=gymnasium.spaces.Box(0, 255, (20, 30, 3), np.uint8), vector=_box
+        )
+    },
+)

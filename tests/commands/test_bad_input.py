@@ -70,7 +70,7 @@ def assert_refused(result: Result, *words: str) -> None:
     ("override", "words"),
     [
         ("BasicSettings.env_name=ALE/Boxng-v5", ["'ALE/Boxng-v5'", "did you mean 'ALE/Boxing-v5'"]),
-        ("BasicSettings.env_name=CartPole-v1", ["CartPole-v1", "image"]),
+        ("BasicSettings.env_name=stub_envs:StubUnbounded-v0", ["stub_envs:StubUnbounded-v0", "Discrete"]),
         ("BasicSettings.env_name=no.such.module:Thing-v0", ["no.such.module"]),
         ("BasicSettings.config_path=config_files/GITSTROM.yaml", ["GITSTROM", "did you mean 'GITSTORM'"]),
         ("BasicSettings.config_path=.", ["config_path"]),

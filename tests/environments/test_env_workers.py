@@ -43,7 +43,7 @@ def step(environment: VectorEnvironment) -> StepResult:
 
 
 def worker_pids(environment: VectorEnvironment) -> list[int]:
-    return [process.pid for process in environment._pool._processes]
+    return [member.process.pid for member in environment._pool._members]
 
 
 def is_running(pid: int) -> bool:
@@ -121,6 +121,26 @@ def test_a_fault_while_saving_is_saved_and_reported_by_the_next_step(make: Make)
         assert (step(each).episode_length == 1).all()
 
 
+def test_an_environment_that_ends_the_process_is_a_fault(make: Make) -> None:
+    for num_envs in (1, 2):
+        environment = make("exits", num_envs, seed=2 - num_envs)
+        environment.reset()
+        with pytest.raises(EnvironmentFault, match="SystemExit: 0"):
+            for _ in range(TROUBLE_AT):
+                step(environment)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "text"), [("hooks raises", "stub raises"), ("hooks odd", "must return plain values")]
+)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_state_that_cannot_be_told_is_an_error(trouble: str, text: str, num_envs: int, make: Make) -> None:
+    environment = make(trouble, num_envs)
+    environment.reset()
+    with pytest.raises(UserError, match=text):
+        environment.state_dict()
+
+
 @pytest.mark.parametrize(
     ("trouble", "text"), [("start dies", "died (exit code 3)"), ("start raises", "stub raises")]
 )
@@ -170,12 +190,12 @@ def test_workers_end_with_close(make: Make) -> None:
 PARENT = """
 import functools, sys, time
 from configuration.schema import Environment
-from environments.workers import WorkerPool
+from environments.workers import Pool
 from environments.single import make_single
-build = functools.partial(make_single, f"stub_envs:Stub{sys.argv[1]}-v0", Environment(), False)
-pool = WorkerPool(build, 2, 16, 0)
+build = functools.partial(make_single, f"stub_envs:Stub{sys.argv[1]}-v0", Environment(), 16, False)
+pool = Pool(build, 2, 0)
 pool.reset({0: 0, 1: 1})
-print(*[process.pid for process in pool._processes], flush=True)
+print(*[member.process.pid for member in pool._members], flush=True)
 while True:
     pool.send([0, 0])
     pool.receive()

@@ -188,7 +188,7 @@ def test_a_grid_survives_the_death_of_a_process_and_of_a_worker(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_impossible_games_are_reported_and_the_rest_is_trained_and_evaluated(tmp_path: Path) -> None:
-    dies, wrong = "stub_envs:StubStartDies-v0", "stub_envs:StubContinuous-v0"
+    dies, wrong = "stub_envs:StubStartDies-v0", "stub_envs:StubMultiBinary-v0"
     words = [f"{CATCH},{dies},{wrong}", "configs=STORM-catch", f"storage={tmp_path}", "retries=1"]
     words += [*SHORT, "JointTrainAgent.SampleMaxSteps=40", "JointTrainAgent.SaveEverySteps=20"]
     code, said = finish(start_sweep(*words))
@@ -196,9 +196,9 @@ def test_impossible_games_are_reported_and_the_rest_is_trained_and_evaluated(tmp
     failures = said.split("\nfailed:\n")[1].splitlines()
     logs = tmp_path / "outputs" / "sweep" / "logs"
     assert [line.split(":")[0].strip() for line in failures] == [
-        f"stub_envs_{name}-v0-STORM-catch-seed_0" for name in ("StubStartDies", "StubContinuous")
+        f"stub_envs_{name}-v0-STORM-catch-seed_0" for name in ("StubStartDies", "StubMultiBinary")
     ]
-    for line, reason, tries in zip(failures, ("exit code 3", "must be Discrete"), (2, 1), strict=True):
+    for line, reason, tries in zip(failures, ("exit code 3", "supported are Discrete"), (2, 1), strict=True):
         path = logs / f"{line.split(':')[0].strip()}.log"
         assert reason in line and line.endswith(str(path)) and path.read_text().count("=== ") == tries
     table = tmp_path / "outputs" / "eval_result" / "Diagnostic_Catch-v0-STORM-catch-seed_0.csv"

@@ -1,0 +1,155 @@
+"""Gymnasium's spaces as an agent meets them: images or vectors, classes or points of [−1, 1]^n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from gymnasium import Space, spaces
+
+from configuration.spaces import ActionSpec, ObservationSpec
+from utils import UserError
+
+COLOURS = 3
+FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+SUPPORTED_OBSERVATIONS = (
+    "images (uint8 (H, W), or uint8 or [0, 1] floats (H, W, 1) or (H, W, 3)) and vectors (Box, Discrete, "
+    "Dict or Tuple of them); Environment.Observation=image has pictures drawn"
+)
+SUPPORTED_ACTIONS = "Discrete, or a Box of floats with finite bounds"
+
+
+class ImageReader:
+    """Any picture as uint8 (S, S, 3): its size changed by area, grey repeated to three channels.
+
+    Args:
+        space: of the pictures; None takes whatever `render` returns. image_size: S.
+    """
+
+    def __init__(self, space: spaces.Box | None, image_size: int) -> None:
+        self.spec = ObservationSpec("image", (image_size, image_size, COLOURS))
+        self._space = space
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """Return the picture as the agent sees it; ValueError unless it is of the space's dtype and shape."""
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"its observation must be a NumPy array, found {type(image).__name__}")
+        dtype = np.dtype(np.uint8) if self._space is None else self._space.dtype
+        shape = (*image.shape[:2], COLOURS) if self._space is None else self._space.shape
+        if image.dtype != dtype or image.shape != shape:
+            raise ValueError(f"its observation must be {dtype} {shape}, found {image.dtype} {image.shape}")
+        if dtype != np.uint8:
+            image = np.rint(255 * np.clip(_finite(image), 0, 1)).astype(np.uint8)
+        size = self.spec.shape[:2]
+        if image.shape[:2] != size:
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return np.broadcast_to(image if image.ndim == 3 else image[:, :, None], self.spec.shape)
+
+
+class VectorReader:
+    """Any numbers as one vector, float32 (n,), in Gymnasium's order of flattening."""
+
+    def __init__(self, space: Space) -> None:
+        self.spec = ObservationSpec("vector", (spaces.flatdim(space),))
+        self._space = space
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """Return the vector; ValueError unless it is of the space's size and finite."""
+        with np.errstate(over="ignore"):
+            vector = spaces.flatten(self._space, observation).astype(np.float32)
+        if vector.shape != self.spec.shape:
+            raise ValueError(f"its observation must have {self.spec.shape[0]} numbers, found {vector.size}")
+        return _finite(vector)
+
+
+def _finite(observation: np.ndarray) -> np.ndarray:
+    if not np.isfinite(observation).all():
+        raise ValueError(f"its observation must be finite, found {observation[~np.isfinite(observation)][0]}")
+    return observation
+
+
+def observation_reader(space: Space, wanted: str, image_size: int) -> ImageReader | VectorReader | None:
+    """What turns an environment's observations into those of the agent.
+
+    Args:
+        space: of the environment's observations. wanted: as Environment.Observation. image_size: S.
+
+    Returns:
+        None if pictures are wanted and its observations are none, so that it must draw them.
+
+    Raises:
+        UserError: the space is not supported.
+    """
+    if wanted != "vector" and _is_image(space):
+        return ImageReader(space, image_size)
+    if wanted == "image":
+        return None
+    leaves = list(_leaves(space))
+    flat = all(isinstance(leaf, FLATTENED) for leaf in leaves)
+    if wanted == "auto":
+        flat = flat and all(len(leaf.shape) <= 2 and not _is_image(leaf) for leaf in leaves)
+    if not flat or spaces.flatdim(space) == 0:
+        raise UserError(f"its observations are {_shown(space)}; supported are {SUPPORTED_OBSERVATIONS}")
+    return VectorReader(space)
+
+
+def _is_image(space: Space) -> bool:
+    if not isinstance(space, spaces.Box):
+        return False
+    layered = len(space.shape) == 3 and space.shape[2] in (1, COLOURS)
+    if space.dtype == np.uint8:
+        return layered or len(space.shape) == 2
+    return layered and space.dtype.kind == "f" and bool((space.low == 0).all() and (space.high == 1).all())
+
+
+def _leaves(space: Space) -> Iterator[Space]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for inner in space.values() if isinstance(space, spaces.Dict) else space:
+            yield from _leaves(inner)
+    else:
+        yield space
+
+
+class DiscreteActions:
+    """Classes from 0 on, as an environment's own numbers."""
+
+    def __init__(self, space: spaces.Discrete) -> None:
+        self.spec = ActionSpec("discrete", int(space.n))
+        self._start = int(space.start)
+
+    def __call__(self, action: int) -> int:
+        """Return the environment's number of that class."""
+        return self._start + int(action)
+
+
+class BoxActions:
+    """Points of [−1, 1]^n, mapped affinely to a box's bounds."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        self.spec = ActionSpec("continuous", int(np.prod(space.shape)))
+        self._space = space
+        self._low, self._high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """Return the point of the box, −1 its lower and 1 its upper bound; what lies outside is clipped."""
+        share = (np.clip(action, -1, 1).astype(np.float64) + 1) / 2
+        point = np.clip(self._low + share * (self._high - self._low), self._low, self._high)
+        return point.astype(self._space.dtype).reshape(self._space.shape)
+
+
+def action_map(space: Space) -> DiscreteActions | BoxActions:
+    """What turns an agent's actions into the environment's; UserError if its space is not supported."""
+    if isinstance(space, spaces.Discrete):
+        return DiscreteActions(space)
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and space.low.size:
+        with np.errstate(over="ignore"):
+            if np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all():
+                return BoxActions(space)
+    raise UserError(f"its actions are {_shown(space)}; supported are {SUPPORTED_ACTIONS}")
+
+
+def _shown(space: Space) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
