@@ -72,8 +72,8 @@ class BasicSettings:
 class Environment:
     """The game as the agent plays it, and what is done about its faults."""
 
-    Observation: str = fixed("auto", "what it returns, pictures drawn of it, or all as a vector", OBSERVATIONS)
-    ActionRepeat: int = fixed(1, "its steps per agent step, rewards summed; Atari has FrameSkip", COUNT)
+    Observation: str = fixed("auto", "as the environment returns it, drawn, or flattened", OBSERVATIONS)
+    ActionRepeat: int = fixed(1, "its steps per agent step, rewards summed (Atari: FrameSkip)", COUNT)
     Arguments: dict[str, Any] = fixed({}, "further arguments of gymnasium.make")
     FullActionSpace: bool = fixed(False, "all 18 actions of an Atari game, not only those that it uses")
     FrameSkip: int = fixed(4, "emulator frames per agent step", COUNT)
