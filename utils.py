@@ -149,24 +149,6 @@ def _checked_cuda_device(index: int) -> torch.device:
     return device
 
 
-class _WatchedFile:
-    """A binary file that remembers the OSError of a failed write; torch.save hides it in a RuntimeError."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
     """Let `write(file)` fill a file that appears at `path` whole, or not at all.
 
@@ -190,7 +172,7 @@ def _replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
-            _write_through(_WatchedFile(file), write)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -200,15 +182,6 @@ def _replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
-
-
-def _write_through(file: _WatchedFile, write: Callable[[BinaryIO], None]) -> None:
-    try:
-        write(file)  # type: ignore[arg-type]
-    except Exception:
-        if file.failure is not None:
-            raise file.failure from None
-        raise
 
 
 def _umask() -> int:

@@ -9,20 +9,18 @@ They tell an edit or a mix-up, not a forgery.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from run_files.tensor_files import archive_seal, verify_archive
+from run_files.tensor_files import sha256_of
 from run_files.weights import checkpoint_files
 from utils import UserError, write_atomically
 
 SEAL = "seal.json"
 CONFIG = "config.yaml"
 SEALED = (CONFIG, "run.json", "metrics.jsonl")  # besides the checkpoints
-_CHUNK = 1 << 20
 
 
 def seal_run(folder: Path, metrics: str | None = None) -> None:
@@ -47,7 +45,7 @@ def check_run(folder: Path) -> None:
     for name in sorted({*seal, *present}):
         if name not in present:
             raise UserError(f"{folder / name} is missing: {SEAL} names it")
-        if name not in seal or _checksum(folder / name, trusted=False) != seal[name]:
+        if name not in seal or _checksum(folder / name) != seal[name]:
             raise UserError(f"{folder / name} was altered: it is not the file that {SEAL} names")
 
 
@@ -102,23 +100,12 @@ def _present(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
-def _checksum(path: Path, trusted: bool = True) -> str:
-    """SHA-256 of a file; of weights the one that they carry, compared with their bytes unless `trusted`."""
-    if path.suffix == ".pth":
-        with contextlib.suppress(UserError):  # damaged ones are as any other file
-            seal = archive_seal(path)
-            if seal is not None:
-                if not trusted:
-                    verify_archive(path, seal)
-                return seal
-    digest = hashlib.sha256()
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file."""
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def _rows(table: Path) -> dict[str, str]:

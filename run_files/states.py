@@ -2,97 +2,88 @@
 
 A state is three kinds of file in one directory, all written aside and renamed, the manifest last:
 
-    manifest_<k>.json             what belongs to save number k, with a checksum of itself
+    manifest_<k>.json             what belongs to save number k, with checksums of it and of itself
     state_<k>.pt                  everything but the replay rows
     rows_<start>_<stop>_<k>.pt    replay rows [start, stop), first written by save k
 
-Row files are append-only and shared: a save writes only the rows appended since the save before
-it and refers to older files by range and checksum. A file goes when no kept manifest needs it.
+Row files are shared: a save writes only the rows appended since the save before it. A file goes when
+no kept manifest needs it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from run_files.tensor_files import read_archive, regular_file_size, verify_archive, write_archive
+from run_files.tensor_files import read_tensors, reading, sha256_of, write_tensors
 from utils import UserError, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 KEPT_STATES = 2
 MERGE_ROWS = 1_000
-_MANIFEST_LIMIT = 1 << 24  # bytes
-_INTEGER_LIMIT = 1 << 53
-_MANIFEST = re.compile(r"manifest_(\d{1,15})\.json")
-_OWN_FILE = re.compile(
-    r"\.?(manifest_(?P<a>\d{1,15})\.json|state_(?P<b>\d{1,15})\.pt|rows_\d{1,15}_\d{1,15}_(?P<c>\d{1,15})\.pt)"
-    r"(\.\w+\.tmp)?"
-)
+_MANIFEST = re.compile(r"manifest_(0|[1-9]\d{0,14})\.json")
+_ROWS = re.compile(r"rows_(\d{1,15})_(\d{1,15})_\d{1,15}\.pt")
+_OWN_FILE = re.compile(r"\.?(?:manifest|state|rows)_(?:\d+_\d+_)?(\d{1,15})\.(?:json|pt)(?:\.\w+\.tmp)?")
 
 
 class RowSource(Protocol):
-    """The replay memory, seen as a log whose rows are numbered from 0 as they are appended."""
+    """The replay memory, seen as a log whose rows are numbered from 0 as they are appended.
 
-    count: int  # rows appended since the start
+    Its `count` rows so far are held from number `oldest` on.
+    """
 
-    @property
-    def oldest(self) -> int:
-        """Number of the oldest row still held."""
+    count: int
+    oldest: int
 
     def export_rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Rows [start, stop), the row axis first."""
+        """Return rows [start, stop), the row axis first."""
 
     def import_rows(self, start: int, rows: dict[str, np.ndarray]) -> None:
         """Put exported rows back under their numbers, of which `start` is the first."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One file of replay rows [start, stop), written by save `sequence`, with its checksum."""
-
-    start: int
-    stop: int
-    sequence: int
-    seal: str
-
-    @property
-    def file(self) -> str:
-        return f"rows_{self.start}_{self.stop}_{self.sequence}.pt"
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """What belongs to one saved state: replay rows [oldest, count) lie in `segments`."""
+    """What belongs to the saved state of a step: its file, and those of replay rows [oldest, count)."""
 
-    sequence: int
+    number: int
     step: int
-    seal: str
     oldest: int
     count: int
-    segments: tuple[Segment, ...]
+    files: dict[str, str]  # SHA-256 by name, those of rows in their order
+    format: int = FORMAT
 
-    @property
-    def file(self) -> str:
-        return f"manifest_{self.sequence}.json"
+    def row_files(self) -> list[tuple[str, int, int]]:
+        """Return name, start and stop of each file of rows."""
+        matches = (_ROWS.fullmatch(name) for name in self.files)
+        return [(match[0], int(match[1]), int(match[2])) for match in matches if match]
 
-    @property
-    def state_file(self) -> str:
-        return f"state_{self.sequence}.pt"
+    def encode(self) -> bytes:
+        """Return the bytes of the manifest's file, which end with their own checksum."""
+        body = asdict(self)
+        digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        return json.dumps({**body, "checksum": digest}, indent=1).encode()
 
-    def files(self) -> set[str]:
-        """Names of all files that this state needs."""
-        return {self.file, self.state_file, *(segment.file for segment in self.segments)}
+    @staticmethod
+    def decode(data: bytes) -> Manifest:
+        """Return the manifest that encodes to exactly `data`; raise any exception if none does."""
+        fields = json.loads(data)
+        if fields.pop("checksum", None) is None or fields["format"] != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")
+        manifest = Manifest(**fields)
+        if manifest.encode() != data:
+            raise ValueError("its bytes do not match its checksum")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -106,22 +97,23 @@ class SavedState:
     step: int
     state: dict[str, Any]
     notes: tuple[str, ...]
-    directory: Path
+    path: Path  # of the state's file
     manifest: Manifest
 
     def restore_rows(self, rows: RowSource) -> None:
         """Import the saved replay rows into an empty replay memory of the same capacity.
 
-        Raises UserError if a file broke since it was verified, or does not fit the memory.
+        Raise UserError if a file broke since it was verified, or does not fit the memory.
         """
-        for segment in self.manifest.segments:
-            path = self.directory / segment.file
-            start = max(segment.start, self.manifest.oldest)
-            rows.import_rows(start, _read_rows(path, segment, skip=start - segment.start))
-        expected = (self.manifest.oldest, self.manifest.count)
-        if (rows.oldest, rows.count) != expected:
+        saved = self.manifest
+        for name, first, _ in saved.row_files():
+            path, skipped = self.path.with_name(name), max(0, saved.oldest - first)
+            stored = read_tensors(path, saved.files[name])
+            with reading(path):
+                rows.import_rows(first + skipped, {k: each.numpy()[skipped:] for k, each in stored.items()})
+        if (rows.oldest, rows.count) != (saved.oldest, saved.count):
             raise UserError(
-                f"{self.directory}: the state has replay rows {expected[0]} to {expected[1]}, "
+                f"{self.path.parent}: the state has replay rows {saved.oldest} to {saved.count}, "
                 f"this run's replay memory holds {rows.oldest} to {rows.count} of them"
             )
 
@@ -143,8 +135,8 @@ class StateStore:
         self._kept: list[Manifest] = []  # oldest first
 
     def exists(self) -> bool:
-        """Whether any state, usable or not, is saved here."""
-        return bool(self._sequences())
+        """Return whether any state, usable or not, is saved here."""
+        return bool(self._numbers())
 
     def save(self, step: int, state: dict[str, Any], rows: RowSource) -> None:
         """Save a state; return when it is on the disk. The state before it is kept as well.
@@ -153,42 +145,41 @@ class StateStore:
             step: environment step. state: nested dicts, lists and tuples of tensors, numbers,
                 strings and None. rows: the replay memory.
 
-        Raises UserError if the disk is full or not writable; the states saved before stay
-        loadable. Raises TypeError, naming the place, for a state of other types.
+        Raise UserError if the disk is full or not writable; the states saved before stay
+        loadable. Raise TypeError, naming the place, for a state of other types.
         """
         if not self._kept and self.exists():
             raise RuntimeError(f"{self.directory} holds states: load() before save()")
-        sequence = self._next_sequence()
+        used = [int(match[1]) for match in map(_OWN_FILE.fullmatch, self._names()) if match]
+        number = max(used, default=0) + 1  # so that what a killed save left is not in the way
+        state_file = f"state_{number}.pt"
         try:
-            segments = self._save_rows(sequence, rows)
-            seal = write_archive(self.directory / f"state_{sequence}.pt", state)
-            manifest = Manifest(sequence, step, seal, rows.oldest, rows.count, segments)
-            content = _encode(manifest)
-            write_atomically(self.directory / manifest.file, lambda file: file.write(content))
+            files = self._save_rows(number, rows)
+            files[state_file] = write_tensors(self.directory / state_file, state)
+            manifest = Manifest(number, step, rows.oldest, rows.count, files)
+            content = manifest.encode()
+            write_atomically(self._manifest_path(number), lambda file: file.write(content))
         except UserError as error:
-            self._remove_unneeded()
             kept = f"the state of step {self._kept[-1].step} stays" if self._kept else "no state is saved yet"
             raise UserError(f"the state of step {step} was not saved ({kept}): {error}") from error
         self._kept = [*self._kept, manifest][-KEPT_STATES:]
         self._remove_unneeded()
 
     def load(self) -> SavedState | None:
-        """The newest state that is whole, every byte checked; None if none was ever saved.
+        """Return the newest state that is whole, every byte checked; None if none was ever saved.
 
-        Raises UserError, naming each broken file, if states are saved and none is usable.
+        Raise UserError, naming each broken file, if states are saved and none is usable.
         """
         notes: list[str] = []
-        sequences = self._sequences()
-        for sequence in reversed(sequences):
+        for number in reversed(self._numbers()):
             try:
-                manifest = self._read_manifest(sequence)
-                state = self._read_state(manifest)
+                manifest, state = self._read(number)
             except UserError as error:
-                notes.append(f"saved state {sequence} is not usable: {error}")
+                notes.append(f"saved state {number} is not usable: {error}")
                 continue
-            older = self._readable_manifests(number for number in sequences if number < sequence)
-            self._kept = [*older, manifest][-KEPT_STATES:]
-            return SavedState(manifest.step, state, tuple(notes), self.directory, manifest)
+            self._kept = [manifest]
+            path = self.directory / f"state_{number}.pt"
+            return SavedState(manifest.step, state, tuple(notes), path, manifest)
         if notes:
             raise UserError(
                 f"no saved state in {self.directory} is usable; BasicSettings.Restart=True archives the run "
@@ -196,63 +187,45 @@ class StateStore:
             )
         return None
 
-    def _save_rows(self, sequence: int, rows: RowSource) -> tuple[Segment, ...]:
-        """Write the rows that no file holds yet; return the files that cover all rows now held."""
-        previous = self._kept[-1].segments if self._kept else ()
-        saved = previous[-1].stop if previous else 0
+    def _read(self, number: int) -> tuple[Manifest, dict[str, Any]]:
+        path = self._manifest_path(number)
+        with reading(path):
+            manifest = Manifest.decode(path.read_bytes())
+            if manifest.number != number:
+                raise UserError(f"{path}: is the manifest of state {manifest.number}, not of {number}")
+            for name, _, _ in manifest.row_files():
+                with reading(file := self.directory / name):
+                    if sha256_of(file) != manifest.files[name]:
+                        raise UserError(f"{file}: is damaged (its bytes do not match their checksum)")
+            name = f"state_{number}.pt"
+            state = read_tensors(self.directory / name, manifest.files[name])
+        return manifest, copy.deepcopy(state)  # out of the file, which is removed one day
+
+    def _save_rows(self, number: int, rows: RowSource) -> dict[str, str]:
+        """Write the rows that no file holds yet; return the files, with checksums, of all rows now held."""
+        earlier = self._kept[-1] if self._kept else Manifest(0, 0, 0, 0, {})
+        saved = earlier.count
         assert rows.count >= saved, (
             f"{rows.count} rows in the replay memory, {saved} saved: restore them first"
         )
-        segments = [segment for segment in previous if segment.stop > rows.oldest]
-        if rows.count == saved:
-            return tuple(segments)
+        needed = [each for each in earlier.row_files() if each[2] > rows.oldest]
         start = max(saved, rows.oldest)
-        if segments and segments[-1].stop - segments[-1].start < self.merge_rows:
-            start = max(segments.pop().start, rows.oldest)
-        path = self.directory / Segment(start, rows.count, sequence, "").file
-        seal = write_archive(path, _to_tensors(rows.export_rows(start, rows.count)))
-        return (*segments, Segment(start, rows.count, sequence, seal))
+        if rows.count > saved and needed and needed[-1][2] - needed[-1][1] < self.merge_rows:
+            start = max(needed.pop()[1], rows.oldest)
+        files = {name: earlier.files[name] for name, _, _ in needed}
+        if rows.count > saved:
+            name = f"rows_{start}_{rows.count}_{number}.pt"
+            arrays = rows.export_rows(start, rows.count)
+            tensors = {key: torch.from_numpy(np.ascontiguousarray(each)) for key, each in arrays.items()}
+            files[name] = write_tensors(self.directory / name, tensors)
+        return files
 
-    def _read_state(self, manifest: Manifest) -> dict[str, Any]:
-        for segment in manifest.segments:
-            verify_archive(self.directory / segment.file, segment.seal)
-        path = self.directory / manifest.state_file
-        state = read_archive(path, manifest.seal)
-        if not isinstance(state, dict):
-            raise UserError(f"{path}: holds a {type(state).__name__}, expected a dict")
-        return state
+    def _manifest_path(self, number: int) -> Path:
+        return self.directory / f"manifest_{number}.json"
 
-    def _read_manifest(self, sequence: int) -> Manifest:
-        path = self.directory / f"manifest_{sequence}.json"
-        if (size := regular_file_size(path)) > _MANIFEST_LIMIT:
-            raise UserError(f"{path}: has {size} bytes, more than the {_MANIFEST_LIMIT} admitted")
-        try:
-            manifest = _decode(path.read_bytes())
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{path}: is damaged ({type(error).__name__}: {str(error)[:200]})") from error
-        if manifest.sequence != sequence:
-            raise UserError(f"{path}: is the manifest of state {manifest.sequence}, not of {sequence}")
-        return manifest
-
-    def _readable_manifests(self, sequences: Iterable[int]) -> list[Manifest]:
-        manifests = []
-        for sequence in sequences:
-            with contextlib.suppress(UserError):
-                manifests.append(self._read_manifest(sequence))
-        return manifests
-
-    def _sequences(self) -> list[int]:
+    def _numbers(self) -> list[int]:
         """Numbers of the saved states, ascending."""
-        matches = (_MANIFEST.fullmatch(name) for name in self._names())
-        return sorted(
-            int(match[1]) for match in matches if match and match[0] == f"manifest_{int(match[1])}.json"
-        )
-
-    def _next_sequence(self) -> int:
-        """A number that no file here has, so that nothing a killed save left behind is in the way."""
-        matches = [match for match in map(_OWN_FILE.fullmatch, self._names()) if match]
-        used = [int(match["a"] or match["b"] or match["c"]) for match in matches]
-        return max(used, default=0) + 1
+        return sorted(int(match[1]) for match in map(_MANIFEST.fullmatch, self._names()) if match)
 
     def _names(self) -> list[str]:
         try:
@@ -264,71 +237,9 @@ class StateStore:
 
     def _remove_unneeded(self) -> None:
         """Delete what no kept state needs, manifests first so that none is left without its files."""
-        needed = {name for manifest in self._kept for name in manifest.files()}
+        needed = {self._manifest_path(manifest.number).name for manifest in self._kept}
+        needed |= {name for manifest in self._kept for name in manifest.files}
         unneeded = [name for name in self._names() if _OWN_FILE.fullmatch(name) and name not in needed]
         for name in sorted(unneeded, key=lambda name: not _MANIFEST.fullmatch(name)):
             with contextlib.suppress(OSError):  # what cannot be deleted now is tried again at the next save
                 (self.directory / name).unlink()
-
-
-def _to_tensors(rows: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in rows.items()}
-
-
-def _read_rows(path: Path, segment: Segment, skip: int) -> dict[str, np.ndarray]:
-    rows = read_archive(path, segment.seal)
-    length = segment.stop - segment.start
-    if not isinstance(rows, dict) or not rows:
-        raise UserError(f"{path}: holds a {type(rows).__name__}, expected a dict of arrays")
-    for name, values in rows.items():
-        if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != length:
-            raise UserError(f"{path}: {name!r} is not an array of {length} rows")
-    return {name: values.numpy()[skip:] for name, values in rows.items()}
-
-
-def _encode(manifest: Manifest) -> bytes:
-    body = {"format": FORMAT, **asdict(manifest)}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "sha256": digest}, indent=1, sort_keys=True).encode()
-
-
-def _decode(data: bytes) -> Manifest:
-    """The manifest that encodes to exactly `data`; ValueError, TypeError or KeyError if none does."""
-    fields = json.loads(data)
-    if _integer(fields, "format") != FORMAT:
-        raise ValueError(f"format is {fields['format']}, expected {FORMAT}")
-    segments = tuple(
-        Segment(_integer(each, "start"), _integer(each, "stop"), _integer(each, "sequence"), _seal(each))
-        for each in fields["segments"]
-    )
-    numbers = {name: _integer(fields, name) for name in ("sequence", "step", "oldest", "count")}
-    manifest = Manifest(seal=_seal(fields), segments=segments, **numbers)
-    if _encode(manifest) != data:
-        raise ValueError("its bytes do not match its checksum")
-    _check_cover(manifest)
-    return manifest
-
-
-def _check_cover(manifest: Manifest) -> None:
-    """The segments must hold every row from `oldest` to `count`, once and in order."""
-    position = min(manifest.segments[0].start, manifest.oldest) if manifest.segments else manifest.oldest
-    for segment in manifest.segments:
-        if segment.start != position or not position < segment.stop or segment.stop <= manifest.oldest:
-            raise ValueError(f"rows {segment.start} to {segment.stop} do not follow row {position}")
-        position = segment.stop
-    if position != manifest.count:
-        raise ValueError(f"count is {manifest.count}, but the row files end at {position}")
-
-
-def _integer(fields: dict[str, Any], name: str) -> int:
-    value = fields[name]
-    if type(value) is not int or not 0 <= value < _INTEGER_LIMIT:
-        raise ValueError(f"{name} is {str(value)[:50]!r}, expected an integer")
-    return value
-
-
-def _seal(fields: dict[str, Any]) -> str:
-    value = fields["seal"]
-    if type(value) is not str or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"seal is {str(value)[:50]!r}, expected a SHA-256 in hexadecimal")
-    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from run_files.tensor_files import read_archive, write_archive
+from run_files.tensor_files import read_tensors, write_tensors
 from utils import UserError, nearest
 
 _CHECKPOINT = re.compile(r"world_model_(0|[1-9]\d{0,14})\.pth")
@@ -18,26 +18,25 @@ _CHECKPOINT = re.compile(r"world_model_(0|[1-9]\d{0,14})\.pth")
 def save_weights(path: Path, weights: nn.Module | Mapping[str, Tensor]) -> None:
     """Write a module's weights as one flat name → CPU tensor dict, whole or not at all.
 
-    `_orig_mod.` (a compiled module's prefix) is left out of the names. The file loads with
-    `torch.load(path, weights_only=True)`. Raises UserError if it cannot be written.
+    The prefix of compiled modules is left out of the names. The file loads with
+    `torch.load(path, weights_only=True)`. Raise UserError if it cannot be written.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    write_archive(path, {_plain_name(name): tensor for name, tensor in state.items()})
+    write_tensors(path, {_plain_name(name): tensor for name, tensor in state.items()})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The flat name → CPU tensor dict of a weight file, ours or the original STORM's.
+    """Return the flat name → CPU tensor dict of a weight file, ours or the original STORM's.
 
-    Raises UserError, naming the file and the reason, for whatever is not such a file.
+    Raise UserError, naming the file and the reason, for whatever is not such a file.
     """
-    state = read_archive(path)
+    state = read_tensors(path)
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a dict of named tensors")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(
-                f"{path}: entry {repr(name)[:120]} is a {type(tensor).__name__}, expected a tensor"
-            )
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UserError(f"{path}: entry {repr(name)[:120]} is a {found}, expected a plain tensor")
     return {_plain_name(name): tensor for name, tensor in state.items()}
 
 
@@ -102,5 +101,5 @@ def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source:
 
 
 def _plain_name(name: str) -> str:
-    """The name without torch.compile's prefix, and as the heads are named since 2026-11-22."""
-    return name.replace("_orig_mod.", "").replace("_head.layers.", "_head.")
+    """The name without the prefixes of torch.compile and of DataParallel."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")

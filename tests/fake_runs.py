@@ -17,7 +17,7 @@ from configuration.loading import config_to_yaml
 from configuration.schema import Config
 from reporting import statistics as report_statistics
 from run_files.seals import seal_evaluation, seal_run
-from run_files.tensor_files import write_archive
+from run_files.tensor_files import write_tensors
 
 FULL_RUN = 102_000
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -63,7 +63,7 @@ def write_run(root: Path, run: FakeRun) -> str:
     (folder / "metrics.jsonl").write_text(_metrics(run, config.JointTrainAgent.LogEverySteps))
     for step in run.evaluated:
         for name in ("world_model", "agent"):
-            write_archive(folder / "ckpt" / f"{name}_{step}.pth", {name: [run.name, step]})
+            write_tensors(folder / "ckpt" / f"{name}_{step}.pth", {name: [run.name, step]})
     seal_run(folder)
     write_evaluations(root, run)
     return run.name

@@ -27,8 +27,7 @@ from agents import ActorCritic
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
-from run_files.array_files import LARGEST_BYTES, open_arrays, read_array
-from run_files.tensor_files import regular_file_size
+from run_files.tensor_files import reading
 from run_files.weights import load_into
 from sub_models.batch import Batch, Rollout
 from sub_models.functions_losses import free_nats, lambda_return, percentile, symlog
@@ -38,6 +37,7 @@ from training.learner import Learner
 from utils import UserError, run_cli
 
 BAR = 1e-4
+LARGEST_BYTES = 2 << 30  # of all tensors of a part
 SIZES = {  # of the manifest's config: ours
     "in_channels": "Models.WorldModel.InChannels",
     "transformer_max_length": "Models.WorldModel.TransformerMaxLength",
@@ -105,11 +105,8 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest at `path`; UserError, naming the key, if it is not one."""
-    regular_file_size(path)
-    try:
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UserError(f"{path}: expected an object with config, world_model and agent")
     for part in ("config", "world_model", "agent"):
@@ -137,7 +134,8 @@ def _shapes(path: Path, part: str, listed: dict[str, Any]) -> dict[str, tuple[in
 
 def read_golden(path: Path) -> dict[str, Tensor]:
     """All arrays of a golden file: integers as int64, observations as uint8, the rest as float32."""
-    arrays = {name: read_array(path, stored) for name, stored in open_arrays(path).items()}
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
     golden = {}
     for name, array in arrays.items():
         dtype = np.uint8 if name == "obs" else np.int64 if array.dtype.kind in "iu" else np.float32

@@ -115,10 +115,10 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import resource, torch
+import resource
 from utils import run_cli, write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-run_cli(lambda arguments: write_atomically(arguments[0], lambda file: torch.save(torch.zeros(9999), file)))
+run_cli(lambda arguments: write_atomically(arguments[0], lambda file: file.write(bytes(9999))))
 """
 
 

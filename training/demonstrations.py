@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from replay_buffer import gather_windows
-from run_files.array_files import StoredArray, open_arrays, read_array
+from run_files.array_files import read_arrays
 from sub_models.batch import Batch
-from utils import UserError, nearest
+from utils import UserError
 
 COLOURS = 3  # red, green, blue
 KINDS = {"obs": "u", "action": "iu", "reward": "biuf", "done": "biuf"}  # dtype kinds, numpy's letters
@@ -60,9 +60,8 @@ class Demonstrations:
         Raises:
             UserError: names file and key, what was expected and what was found.
         """
-        stored = open_arrays(path)
-        _check_layout(path, stored, (image_size, image_size, COLOURS), shortest)
-        arrays = {key: read_array(path, stored[key]) for key in KINDS}
+        arrays = read_arrays(path, KINDS)
+        _check_layout(path, arrays, (image_size, image_size, COLOURS), shortest)
         _check_values(path, arrays, num_actions)
         reward = arrays["reward"].astype(np.float32)
         return Demonstrations(
@@ -90,23 +89,18 @@ class Demonstrations:
         return gather_windows(self._storage, rows, torch.zeros_like(first[:, 0]))
 
 
-def _check_layout(path: Path, stored: dict[str, StoredArray], image: tuple[int, ...], shortest: int) -> None:
-    """Keys, dtypes and shapes, before anything is read."""
-    for key in KINDS:
-        if key not in stored:
-            raise UserError(
-                f"{path}: has no array {key!r}{nearest(key, stored)}; expected {', '.join(KINDS)}"
-            )
-    obs = stored["obs"]
-    if obs.dtype != np.uint8 or len(obs.shape) != 1 + len(image) or obs.shape[1:] != image:
+def _check_layout(path: Path, arrays: dict[str, np.ndarray], image: tuple[int, ...], shortest: int) -> None:
+    """Dtypes and shapes."""
+    obs = arrays["obs"]
+    if obs.dtype != np.uint8 or obs.shape[1:] != image or obs.ndim == 0:
         expected = ", ".join(map(str, image))
-        raise UserError(f"{path}: 'obs' is {obs}, expected uint8 (T, {expected})")
+        raise UserError(f"{path}: 'obs' is {obs.dtype} {obs.shape}, expected uint8 (T, {expected})")
     steps = obs.shape[0]
     for key, kinds in KINDS.items():
-        array = stored[key]
+        array = arrays[key]
         if array.dtype.kind not in kinds or (key != "obs" and array.shape != (steps,)):
             wanted = "integers" if kinds == "iu" else "numbers"
-            raise UserError(f"{path}: {key!r} is {array}, expected {wanted} ({steps},)")
+            raise UserError(f"{path}: {key!r} is {array.dtype} {array.shape}, expected {wanted} ({steps},)")
     if steps < shortest:
         raise UserError(
             f"{path}: has {steps} steps, expected at least {shortest}, the length of a training window"

@@ -334,7 +334,7 @@ class Session:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"{saved.directory / saved.manifest.state_file}: does not fit this program ({reason}); "
+                f"{saved.path}: does not fit this program ({reason}); "
                 f"BasicSettings.Restart=True archives the run and starts over"
             ) from error
         saved.restore_rows(self.replay)

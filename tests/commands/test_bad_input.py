@@ -337,7 +337,7 @@ OBS, ACTION = np.zeros((20, 16, 16, 3), np.uint8), np.zeros(20, np.int64)
         (None, "does not exist"),
         (b"", "cannot be read"),
         (b"PK\x03\x04 and no more", "cannot be read"),
-        (announcing((10**6, 10**6)), "bytes"),
+        (announcing((10**6, 10**6)), "allocate"),
         (npz(obs=OBS), "'action'"),
         (npz(obs=OBS[:, :8], action=ACTION, reward=ACTION, done=ACTION), "'obs'"),
         (npz(obs=OBS, action=ACTION + 99, reward=ACTION, done=ACTION), "'action'"),

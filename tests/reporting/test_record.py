@@ -20,7 +20,7 @@ from reporting.published import load_published
 from reporting.record import record_run
 from reporting.runs import RunFiles, find_runs, load_run
 from run_files.seals import SEAL, check_run, seal_run
-from run_files.tensor_files import write_archive
+from run_files.tensor_files import write_tensors
 from training.run import Session
 from utils import UserError
 
@@ -214,8 +214,8 @@ SEALED: list[tuple[Callable[[Path, Path, str], object], str]] = [
     ),
     (lambda run, tables, name: damage(run / "ckpt" / "agent_50000.pth"), "agent_50000.pth"),
     (lambda run, tables, name: (run / "ckpt" / "agent_50000.pth").write_bytes(b""), "agent_50000.pth"),
-    (lambda run, tables, name: write_archive(run / "ckpt" / "agent_100000.pth", [1]), "agent_100000.pth"),
-    (lambda run, tables, name: write_archive(run / "ckpt" / "agent_7.pth", [1]), "agent_7.pth"),
+    (lambda run, tables, name: write_tensors(run / "ckpt" / "agent_100000.pth", [1]), "agent_100000.pth"),
+    (lambda run, tables, name: write_tensors(run / "ckpt" / "agent_7.pth", [1]), "agent_7.pth"),
     (lambda run, tables, name: (run / "ckpt" / "agent_50000.pth").unlink(), "agent_50000.pth is missing"),
     (lambda run, tables, name: (run / SEAL).write_text("["), f"{SEAL} was altered"),
     (lambda run, tables, name: (run / SEAL).unlink(), f"has no {SEAL}"),
