@@ -12,13 +12,9 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
   exit 0
 fi
 [[ $# -ge 3 ]] || fail "$usage"
-check_environment_name "$1"
-[[ -n "$2" && "$2" != -* && "$2" != */* && "$2" != *..* ]] ||
-  fail "run name '$2': must be the name of a folder in outputs/, such as Boxing-STORM-seed_0"
-config=$(config_path "$3") || exit
-settings=("-config_path=$config" "-env_name=$(environment_id "$1")" "-run_name=$2")
-shift 3
+config=$3
+[[ -f "$config" ]] && config=$(realpath -- "$config") # meant from where the command is typed
 
 set_up requirements.txt
 cd -- "$STORM_ROOT" || exit
-exec "$STORM_PYTHON" eval.py "${settings[@]}" "$@"
+exec "$STORM_PYTHON" eval.py "-config_path=$config" "-env_name=$1" "-run_name=$2" "${@:4}"

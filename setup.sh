@@ -20,40 +20,18 @@ fail() {
   exit 2
 }
 
-# Full Gymnasium id of a game given by its bare name: Boxing is ALE/Boxing-v5.
-environment_id() {
-  case "$1" in
-    */* | *-v[0-9]*) printf '%s' "$1" ;;
-    *) printf 'ALE/%s-v5' "$1" ;;
-  esac
+# The words of a list, which white space or commas separate, with commas.
+with_commas() {
+  local words
+  read -r -d '' -a words <<<"${1//,/ }"
+  local IFS=,
+  printf '%s' "${words[*]-}"
 }
 
-check_environment_name() {
-  [[ "$1" =~ ^[A-Za-z][A-Za-z0-9_./:-]*$ ]] ||
-    fail "environment name '$1': must be a game such as Boxing, or a Gymnasium id such as ALE/Boxing-v5"
-}
-
-# Path of a configuration given by its name in config_files/ or as a path from the current folder.
-config_path() {
-  local candidate
-  for candidate in "$1" "$STORM_ROOT/$1" "$STORM_ROOT/config_files/$1.yaml"; do
-    [[ -f "$candidate" ]] && absolute_path "$candidate" && return
-  done
-  local known=("$STORM_ROOT"/config_files/*.yaml)
-  known=("${known[@]##*/}")
-  fail "config '$1': no such file; there are ${known[*]%.yaml}"
-}
-
-# The path from the repository's root on, where it is inside; else the absolute one.
-absolute_path() {
-  local path
-  path="$(CDPATH="" cd -- "$(dirname -- "$1")" && pwd -P)/$(basename -- "$1")"
-  printf '%s' "${path#"$STORM_ROOT/"}"
-}
-
-# has_packages PYTHON REQUIREMENTS_FILE: whether it is a Python with every requirement in a wanted version.
+# has_packages PYTHON REQUIREMENTS_FILE [PACKAGE ...]: whether it is a Python with every requirement in a
+# wanted version, and with the packages.
 has_packages() {
-  "$1" - "$STORM_ROOT/$2" 2>/dev/null <<'PY' | grep -qx "it has them"
+  "$1" - "$STORM_ROOT/$2" "${@:3}" 2>/dev/null <<'PY' | grep -qx "it has them"
 import pathlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -85,6 +63,7 @@ def requirements(path):
 
 
 wanted = [item for item in requirements(pathlib.Path(sys.argv[1])) if not item.marker or item.marker.evaluate()]
+wanted += map(Requirement, sys.argv[2:])
 if sys.version_info >= (3, 10) and all(map(is_met, wanted)):
     print("it has them")
 PY
@@ -131,13 +110,13 @@ install_packages() {
   fi
   say "installing $requirements into $STORM_ROOT/.venv, once; this takes some minutes"
   "$python" -m pip install -qq --disable-pip-version-check \
-    -r "$STORM_ROOT/$requirements" ${pins[@]+"${pins[@]}"} >&2 ||
+    -r "$STORM_ROOT/$requirements" -e "$STORM_ROOT" ${pins[@]+"${pins[@]}"} >&2 ||
     fail "installing $requirements into $STORM_ROOT/.venv failed: see pip's message above, then run this again"
   rm -f "$STORM_ROOT/.venv.unfinished"
 }
 
 is_ready() {
-  [[ ! -e "$STORM_ROOT/.venv.unfinished" ]] && has_packages "$STORM_ROOT/.venv/bin/python" "$1"
+  [[ ! -e "$STORM_ROOT/.venv.unfinished" ]] && has_packages "$STORM_ROOT/.venv/bin/python" "$1" git-storm
 }
 
 # set_up REQUIREMENTS_FILE: leaves the interpreter's path in STORM_PYTHON, for this shell and its children.
@@ -154,7 +133,11 @@ set_up() {
     python="$STORM_ROOT/.venv/bin/python"
   fi
   export STORM_PYTHON=$python
-  say "using $STORM_PYTHON"
+  if [[ "$STORM_PYTHON" == "$STORM_ROOT/.venv/bin/python" && "${VIRTUAL_ENV:-}" != "$STORM_ROOT/.venv" ]]; then
+    say "using $STORM_ROOT/.venv; to type python commands yourself: source $STORM_ROOT/.venv/bin/activate"
+  else
+    say "using $STORM_PYTHON"
+  fi
 }
 
 make_venv() {

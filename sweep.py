@@ -1,4 +1,4 @@
-"""Trains and evaluates a grid of runs on Ray.
+"""Trains and evaluates a grid of runs, on this machine or a Ray cluster.
 
 python sweep.py games=… seeds=… configs=… [Section.Key=value ...]    train, then evaluate
 python sweep.py evaluate games=… seeds=… configs=… [eval.py options]    evaluate only
@@ -7,57 +7,63 @@ python sweep.py --help                                                  all opti
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Collection
+from pathlib import Path
 
-from sweeping.options import Options, help_text, parse_options
-from sweeping.plan import plan_runs
-from sweeping.runs import LOGS
-from sweeping.scheduler import FAILED, STOPPED, Entry, Sweep
+import train
+from evaluation.tables import best_rows
+from sweeping.local import LocalEngine
+from sweeping.options import LOCAL, Options, help_text, parse_options
+from sweeping.runs import LOGS, SweepRun, plan_runs
+from sweeping.scheduler import FAILED, STOPPED, Entry, carry_out
 from sweeping.table import Table, summary
 from training.run import StopRequest
 from utils import REPOSITORY, UserError, run_cli
 
-NOT_FINISHED = 75  # as train.py: stopped, saved; the same command continues
-NEEDED = "sweeps need Ray: pip install -r requirements-sweep.txt"
+NEEDED = "address= needs Ray: pip install -r requirements-sweep.txt"
 
 
-def run_sweep(sweep: Sweep, options: Options, table: Table) -> bool:
-    """Run what is not done; whether the sweep was asked to stop."""
-    try:
-        from sweeping.engine import RayEngine
-    except ModuleNotFoundError as error:
-        if error.name == "ray":
+def train_here(run: SweepRun, options: Options) -> int:
+    """Train a run of the grid in this process; the exit code of train.py."""
+    print(f"{run.name}, one of {len(options.grid())} runs", file=sys.stderr)
+    os.chdir(options.storage)
+    return train.main(list(run.settings))
+
+
+def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
+    """Carry out what is not done; whether the sweep was asked to stop."""
+    engine_type: type = LocalEngine
+    if options.address != LOCAL:
+        try:
+            from sweeping.cluster import RayEngine as engine_type
+        except ModuleNotFoundError as error:
             raise UserError(NEEDED) from error
-        raise
-    (options.storage / LOGS).mkdir(parents=True, exist_ok=True)
-    entries = sweep.entries.values()
-    on_cpu = all(entry.run.config.BasicSettings.device == "cpu" for entry in entries)
-    print(f"starting Ray (address={options.address})", file=sys.stderr)
-    with contextlib.closing(RayEngine(options, on_cpu)) as engine:
-        stop = StopRequest()
-        sweep.run(engine, lambda: stop.signal is not None, lambda: table.show(entries))
-    return stop.signal is not None
+    engine = engine_type(options, all(entry.run.config.BasicSettings.device == "cpu" for entry in entries))
+    (Path(options.storage) / LOGS).mkdir(parents=True, exist_ok=True)
+    stop = StopRequest()
+    carry_out(entries, engine, options.retries, lambda: bool(stop.signal), lambda: table.show(entries))
+    return bool(stop.signal)
 
 
-def say_result(entries: Collection[Entry]) -> None:
-    """Say how many runs are done, and where to look for what failed."""
-    print(summary(entries), file=sys.stderr)
-    failed = [entry for entry in entries if entry.state == FAILED]
-    if failed:
-        print("failed:", file=sys.stderr)
-    for entry in failed:
-        log = f"; see {entry.run.log(entry.stage)}" if entry.stage else ""
-        print(f"  {entry.run.name}: {entry.note}{log}", file=sys.stderr)
+def say_scores(runs: Collection[SweepRun]) -> int:
+    """Print the score of each run's last evaluated checkpoint; how many there are."""
+    last = {run.name: best_rows(run.evaluations())[-1] for run in runs if run.evaluations()}
+    width = max(map(len, last), default=0)
+    for name, row in last.items():
+        words = [f"mean return {row.mean:.1f} over {row.episodes} episodes", row.how]
+        words += [] if row.normalised is None else [f"human-normalised {row.normalised:.3f}"]
+        print(f"{name:{width}}  step {row.step}: {', '.join(filter(None, words))}", flush=True)
+    return len(last)
 
 
-def write_report(options: Options, entries: Collection[Entry]) -> int:
+def write_report(options: Options, runs: Collection[SweepRun]) -> int:
     """Report on the runs of the grid; the exit code of report.py."""
-    names = [entry.run.name for entry in entries if entry.run.directory.config_file.is_file()]
-    command = [sys.executable, str(REPOSITORY / "report.py"), "--outputs", str(options.storage / "outputs")]
+    names = [run.name for run in runs if run.directory.config_file.is_file()]
+    command = [sys.executable, str(REPOSITORY / "report.py"), "--outputs", f"{options.storage}/outputs"]
     return subprocess.run([*command, *names]).returncode
 
 
@@ -68,18 +74,23 @@ def main(arguments: list[str]) -> int:
         return 0
     logging.basicConfig(format="%(message)s")
     options = parse_options(arguments)
-    sweep = Sweep(plan_runs(options), options.retries)
-    entries = sweep.entries.values()
-    table = Table(sys.stderr)
+    runs = plan_runs(options)
+    if options.task is not None:
+        return train_here(runs[0], options)
+    entries, table = [Entry(run) for run in runs], Table(sys.stderr)
     table.show(entries)
-    stopped = not sweep.is_over and run_sweep(sweep, options, table)
+    stopped = not all(entry.is_over for entry in entries) and run_all(entries, options, table)
     table.clear()
-    say_result(entries)
+    print(summary(entries), file=sys.stderr)
+    failed = [entry for entry in entries if entry.state == FAILED]
+    for entry in failed:
+        print(f"failed: {entry.run.name}: {entry.note}", file=sys.stderr)
     if stopped and any(entry.state == STOPPED for entry in entries):
         print("stopped; the same command continues", file=sys.stderr)
-        return NOT_FINISHED
-    code = write_report(options, entries) if options.report else 0
-    return 1 if any(entry.state == FAILED for entry in entries) else code
+        return train.NOT_FINISHED
+    has_scores = say_scores(runs) > 0
+    code = write_report(options, runs) if options.report and has_scores else 0
+    return 1 if failed else code
 
 
 if __name__ == "__main__":

@@ -14,5 +14,5 @@ small=(
   JointTrainAgent.SampleMaxSteps=3000 JointTrainAgent.SaveEverySteps=1500 Evaluation.NumEpisodes=4
 )
 [[ $# -gt 0 ]] || set -- "${small[@]}"
-set_up requirements-sweep.txt
-exec "$STORM_PYTHON" "$STORM_ROOT/sweep.py" "storage=$STORM_ROOT" report=true "$@"
+set_up requirements.txt
+exec "$STORM_PYTHON" "$STORM_ROOT/sweep.py" "storage=$STORM_ROOT" "$@"

@@ -14,51 +14,15 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
   exit 0
 fi
 
-# The run of an array job's task: configs vary fastest, then games, then seeds. Names are separated by
-# white space or commas; atari100k stands for the 26 games of the benchmark.
+task=only
 if [[ "${1:-}" == --array ]]; then
   [[ $# -ge 4 ]] || fail 'usage: ./train.sh --array "<games>" "<seeds>" "<configs>" [Section.Key=value ...]'
-  read -r -d '' -a games <<<"${2//,/ }"
-  read -r -d '' -a seeds <<<"${3//,/ }"
-  read -r -d '' -a configs <<<"${4//,/ }"
-  if [[ "${games[*]}" == atari100k ]]; then
-    set_up requirements.txt
-    games=($("$STORM_PYTHON" -c \
-      'import json, sys; print(*json.load(open(sys.argv[1]))["human"])' "$STORM_ROOT/results/published.json")) ||
-      fail "the games of atari100k cannot be read from $STORM_ROOT/results/published.json"
-  fi
-  runs=$((${#games[@]} * ${#seeds[@]} * ${#configs[@]}))
-  ((runs > 0)) || fail "--array '$2' '$3' '$4': must name at least one game, one seed and one config"
-  task=${SLURM_ARRAY_TASK_ID:-}
-  [[ "$task" =~ ^[0-9]{1,9}$ ]] && ((10#$task < runs)) ||
-    fail "SLURM_ARRAY_TASK_ID='$task': must be from 0 to $((runs - 1)), so use sbatch --array=0-$((runs - 1))"
-  config=${configs[10#$task % ${#configs[@]}]}
-  game=${games[10#$task / ${#configs[@]} % ${#games[@]}]}
-  seed=${seeds[10#$task / ${#configs[@]} / ${#games[@]}]}
-  say "task $task of $runs: $game, seed $seed, $config"
-  set -- "$game" "$seed" "$config" "${@:5}"
+  task=${SLURM_ARRAY_TASK_ID:-only}
+  set -- "$(with_commas "$2")" "$(with_commas "$3")" "$(with_commas "$4")" "${@:5}"
 fi
-
 [[ $# -ge 3 ]] || fail "$usage"
-check_environment_name "$1"
-[[ "$2" =~ ^[0-9]{1,10}$ ]] || fail "seed '$2': must be a whole number, 0 or more"
-config=$(config_path "$3") || exit
-settings=("BasicSettings.env_name=$(environment_id "$1")" "BasicSettings.Seed=$2")
-settings+=("BasicSettings.config_path=$config" "BasicSettings.n=null")
-shift 3
-
-for setting in "$@"; do
-  case "$setting" in # paths are meant from where the command was typed
-    BasicSettings.trajectory_path=* | BasicSettings.pretrained_path=* | BasicSettings.config_path=*)
-      path=${setting#*=}
-      [[ -e "$path" ]] && setting="${setting%%=*}=$(absolute_path "$path")"
-      ;;
-    *=*) ;;
-    *) fail "argument '$setting': settings are given as Section.Key=value; $usage" ;;
-  esac
-  settings+=("$setting")
-done
 
 set_up requirements.txt
-cd -- "$STORM_ROOT" || exit
-exec "$STORM_PYTHON" train.py "${settings[@]}"
+# The script becomes the training, so that signals reach it.
+exec "$STORM_PYTHON" "$STORM_ROOT/sweep.py" "task=$task" "storage=$STORM_ROOT" \
+  "games=$1" "seeds=$2" "configs=$3" "${@:4}"

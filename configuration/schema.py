@@ -256,15 +256,16 @@ def register_section(name: str, cls: type) -> None:
 @functools.lru_cache(maxsize=1)
 def schema() -> dict[str, Key]:
     """Every setting by its dotted name, in the order of the schema."""
-    return dict(_keys_of(Config(), ""))
+    return dict(keys_of(Config()))
 
 
-def _keys_of(values: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+def keys_of(values: Any, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Yield every setting of a dataclass with default `values` by its dotted name."""
     hints = typing.get_type_hints(type(values))
     for each in dataclasses.fields(values):
         name, default, hint = f"{prefix}{each.name}", getattr(values, each.name), hints[each.name]
         if dataclasses.is_dataclass(default):
-            yield from _keys_of(default, f"{name}.")
+            yield from keys_of(default, f"{name}.")
             continue
         may_be_null = type(None) in typing.get_args(hint)
         kind = typing.get_args(hint)[0] if may_be_null else hint

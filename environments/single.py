@@ -55,6 +55,11 @@ class SingleEnvironment(Protocol):
         """Free what the environment holds."""
 
 
+def environment_id(name: str) -> str:
+    """Return the Gymnasium id of a game given by its bare name: ALE/Boxing-v5 of Boxing."""
+    return name if re.search(r"[/:]|-v\d", name) else f"ALE/{name}-v5"
+
+
 def find_spec(name: str) -> EnvSpec:
     """The registered environment of that id; `module:id` imports the module first.
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from configuration.checks import read_value
+from environments.single import environment_id
 from utils import OneLineParser, UserError
 
 DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME; --help lists the options."
@@ -26,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     option("run_name", "name of the run, a folder of outputs/", required=True)
     option("config_path", "YAML file, for checkpoints without a saved run")
-    option("env_name", "Gymnasium id, for checkpoints without a saved run")
+    option("env_name", "game or Gymnasium id, for checkpoints without a saved run", type=environment_id)
     option("ckpt_dir", "folder of checkpoints (default: those of the run)", type=Path)
     option("checkpoints", "all (default), last, or a step", default="all")
     option("num_episodes", "episodes per checkpoint (default: the run's Evaluation.NumEpisodes)", type=int)

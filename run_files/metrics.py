@@ -13,7 +13,6 @@ from utils import UserError
 
 CLOCK = "time/elapsed_s"  # seconds since the start of training
 SPEED = "time/steps_per_s"
-TAIL_BYTES = 65_536  # of a file, when only its newest values are wanted
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,6 @@ def read_metrics(path: Path) -> Iterator[Record]:
         return
     except OSError as error:
         raise UserError(f"{path} is not readable: {error.strerror}") from error
-
-
-def newest_values(path: Path) -> Record | None:
-    """Return the last step and the newest value of each tag in the file's last 64 KiB; None if there is none.
-
-    Lines that cannot be read are passed over.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            records = [record for record in map(_parse, file) if record is not None]
-    except OSError:
-        return None
-    values = {tag: value for record in records for tag, value in record.values.items()}
-    return Record(records[-1].step, values) if records else None
 
 
 def _parse(line: bytes) -> Record | None:

@@ -1,24 +1,30 @@
-"""The runs of a sweep: the commands of each one, and what of it is done."""
+"""The runs of a sweep's grid: the commands of each one, and what of it is done."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
+from environments.single import environment_id, find_spec
 from evaluation.episodes import choose_steps
 from evaluation.options import parse_options
 from evaluation.tables import Evaluation, read_evaluations
-from run_files.directory import EVALUATIONS, RunDirectory
-from sweeping.progress import Progress, read_progress, tail_of
+from run_files.directory import EVALUATIONS, RunDirectory, find_run
+from sweeping.local import Job
+from sweeping.options import ONLY, Options
+from training.resume import check_resumable
 from utils import REPOSITORY, UserError
 
 TRAIN, EVALUATE = "train", "evaluate"
 LOGS = Path("outputs") / "sweep" / "logs"  # in the storage folder
-LONGEST_REASON = 200
+TAIL_BYTES = 4_096
+LONGEST_LINE = 200
+FROM_GRID = {"run_name", "env_name", "config_path", "ckpt_dir"}  # options of eval.py
 
 
 @dataclass(frozen=True)
@@ -36,50 +42,50 @@ class SweepRun:
         """Of the run, and of its folder in outputs/."""
         return self.directory.name
 
-    @property
-    def goal(self) -> str:
-        """What a run is when nothing is left to do."""
-        return "evaluated" if EVALUATE in self.stages else "trained"
-
-    def command(self, stage: str) -> list[str]:
-        """A stage's command line, without the interpreter."""
+    def job(self, stage: str) -> Job:
+        """Return the command of a stage."""
         if stage == TRAIN:
-            return [str(REPOSITORY / "train.py"), *self.settings]
-        return [str(REPOSITORY / "eval.py"), f"-run_name={self.name}", *self.eval_options]
+            command = [str(REPOSITORY / "train.py"), *self.settings]
+        else:
+            command = [str(REPOSITORY / "eval.py"), f"-run_name={self.name}", *self.eval_options]
+        lock = str(self.directory.lock_file) if stage == TRAIN else ""
+        return Job(command, str(self.directory.root), str(self.log(stage)), lock)
 
     def log(self, stage: str) -> Path:
-        """Where what a stage prints is kept, attempt after attempt."""
+        """Return where what a stage prints is kept, attempt after attempt."""
         name = self.name if stage == TRAIN else f"{self.name}_evaluation"
         return self.directory.root / LOGS / f"{name}.log"
 
-    def next_stage(self) -> str | None:
-        """The first wanted stage that is not done; None if all are."""
-        done = {TRAIN: self.is_trained, EVALUATE: self.is_evaluated}
-        return next((stage for stage in self.stages if not done[stage]()), None)
-
     def saved_step(self) -> int:
-        """The step that the run would continue from."""
-        return _integer(self.directory.read_status().get("finished_step"))
+        """Return the step that the run would continue from, -1 if there is none."""
+        step = self.directory.read_status().get("finished_step")
+        return step if isinstance(step, int) else -1
 
-    def is_trained(self) -> bool:
-        """Whether the run has reached the wanted step."""
-        status = self.directory.read_status()
-        wanted = self.config.JointTrainAgent.SampleMaxSteps
-        return status.get("status") == "finished" and _integer(status.get("finished_step")) >= wanted
+    def is_done(self, stage: str) -> bool:
+        """Return whether nothing of a stage is left to do."""
+        if stage == EVALUATE:
+            return self.is_evaluated()
+        finished = self.directory.read_status().get("status") == "finished"
+        return finished and self.saved_step() >= self.config.JointTrainAgent.SampleMaxSteps
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return what its evaluations say, [] if they cannot be read."""
+        try:
+            return read_evaluations(self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv")
+        except UserError:
+            return []
 
     def is_evaluated(self) -> bool:
-        """Whether every checkpoint asked for has its row, made as asked for, of at least as many episodes."""
+        """Return whether every checkpoint asked for has its row, made as asked for, of enough episodes."""
         options = parse_eval_options(self.eval_options)
-        table = self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv"
         try:
             steps = choose_steps(self.directory.checkpoints, options.checkpoints)
-            rows = read_evaluations(table)
-        except UserError:  # no such checkpoint, or no table
+        except UserError:  # no such checkpoint
             return False
-        return set(steps) <= {row.step for row in rows if self._answers(row, options)}
+        return set(steps) <= {row.step for row in self.evaluations() if self._answers(row, options)}
 
     def _answers(self, row: Evaluation, options: argparse.Namespace) -> bool:
-        """Whether an evaluation is what eval.py would make under these options, or a larger one."""
+        """Return whether an evaluation is what eval.py would make under these options, or a larger one."""
         default = "release" if self.config.BasicSettings.ReleaseQuirks else "fair"
         return (
             row.protocol in ((options.protocol,) if options.protocol else (default, ""))
@@ -90,36 +96,75 @@ class SweepRun:
         )
 
     def obstacle(self) -> str | None:
-        """Why the run cannot even be tried; None if it can."""
-        if TRAIN in self.stages:
-            return None
-        if not self.directory.outputs.is_dir():
-            return f"no such run in {self.directory.outputs.parent}"
+        """Return why the run cannot even be tried, None if it can."""
+        try:
+            if TRAIN not in self.stages:
+                find_run(self.name, self.directory.root)
+            elif self.directory.config_file.is_file():
+                check_resumable(self.config, self.directory)
+        except UserError as error:
+            return str(error)
         return None
 
-    def progress(self) -> Progress:
-        """How far training has come."""
-        return read_progress(self.directory.metrics_file, self.config.JointTrainAgent.SampleMaxSteps)
-
-    def last_words(self, stage: str) -> str:
-        """The last line that a stage printed."""
-        lines = [line.strip() for line in tail_of(self.log(stage)).splitlines() if line.strip()]
-        text = lines[-1][:LONGEST_REASON] if lines else "it printed nothing"
-        return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def parse_eval_options(options: Iterable[str]) -> argparse.Namespace:
-    """What eval.py makes of options; UserError if it would not take them, or if the grid decides them."""
-    parsed = parse_options(["-run_name=any", *options])
-    for name, default in (("run_name", "any"), ("ckpt_dir", None), ("env_name", None), ("config_path", None)):
-        if getattr(parsed, name) != default:
-            raise UserError(f"-{name}: the grid says what is evaluated; give games=, seeds= and configs=")
-    return parsed
+    def last_line(self, stage: str) -> str:
+        """Return the last line that a stage printed; while a progress bar moves, that is the bar."""
+        if not self.log(stage).is_file():
+            return ""
+        with self.log(stage).open("rb") as file:
+            file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
+            text = file.read().decode(errors="replace")
+        lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+        line = lines[-1][:LONGEST_LINE] if lines else ""
+        return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def _integer(value: Any) -> int:
-    """`value` as a whole number, -1 if it is none."""
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return -1
+def parse_eval_options(options: Sequence[str]) -> argparse.Namespace:
+    """Return what eval.py makes of options.
+
+    Raise UserError if it would not take them, or if they say what the grid decides.
+    """
+    for name in {option.lstrip("-").partition("=")[0] for option in options} & FROM_GRID:
+        raise UserError(f"-{name}: the grid says what is evaluated; give games=, seeds= and configs=")
+    return parse_options(["-run_name=any", *options])
+
+
+def plan_runs(options: Options) -> list[SweepRun]:
+    """Return the runs of a grid, or the one that `task=` names, all of their settings checked.
+
+    Raise UserError for an unknown game, config or setting, and where two runs would be one.
+    """
+    overrides = () if options.evaluate_only else tuple(options.others)
+    eval_options = tuple(options.others) if options.evaluate_only else ()
+    parse_eval_options(eval_options)
+    wanted = {TRAIN: not options.evaluate_only, EVALUATE: options.evaluate or options.evaluate_only}
+    stages = tuple(stage for stage, is_wanted in wanted.items() if is_wanted)
+    bases: dict[str, Config] = {}
+    runs: dict[str, SweepRun] = {}
+    for game, seed, config in cells(options):
+        find_spec(environment_id(game))
+        own = (f"BasicSettings.env_name={environment_id(game)}", f"BasicSettings.Seed={seed}")
+        if config not in bases:
+            chosen = (f"BasicSettings.config_path={config}", "BasicSettings.n=null")
+            bases[config] = load_config([*chosen, *overrides])
+        path = bases[config].BasicSettings.config_path
+        base = (f"BasicSettings.config_path={path}", "BasicSettings.n=null")
+        resolved = apply_overrides(bases[config], ["BasicSettings.n=null", *own, *overrides])
+        directory = RunDirectory(resolved.BasicSettings.n, Path(options.storage))
+        run = SweepRun(resolved, (*own, *base, *overrides), directory, stages, eval_options)
+        if run.name in runs:
+            raise UserError(f"two runs of the grid would be named {run.name}")
+        if resolved.BasicSettings.Restart and options.task is None:
+            raise UserError("BasicSettings.Restart: a retried run would start over; restart it with train.py")
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def cells(options: Options) -> list[tuple[str, str, str]]:
+    """Return the cells of the grid, or the one that `task=` names; of a single run ONLY does."""
+    grid, task = options.grid(), options.task
+    if task is None or (task == ONLY and len(grid) == 1):
+        return grid
+    if not re.fullmatch("[0-9]{1,9}", task) or int(task) >= len(grid):
+        last = len(grid) - 1
+        raise UserError(f"task={task}: must be from 0 to {last}, so use sbatch --array=0-{last}")
+    return [grid[int(task)]]

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeping.options import parse_options
-from sweeping.plan import plan_runs
-from sweeping.runs import SweepRun
+from sweeping.runs import SweepRun, plan_runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CATCH = "games=Diagnostic/Catch-v0"
@@ -17,7 +16,7 @@ WANTED = 320
 
 
 def plan(folder: Path, *words: str) -> list[SweepRun]:
-    """The runs of Catch under `folder`, with these words added to the command."""
+    """Return the runs of Catch under `folder`, with these words added to the command."""
     return plan_runs(parse_options([CATCH, "configs=STORM-catch", f"storage={folder}", *words]))
 
 

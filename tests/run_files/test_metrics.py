@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from run_files.metrics import Record, newest_values, read_history, read_metrics, thin
+from run_files.metrics import Record, read_history, read_metrics, thin
 from utils import UserError
 
 GAME = "sample/Diagnostic/Catch-v0"
@@ -28,7 +28,6 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: str) -> None:
     records = list(read_metrics(path))
     assert [record.step for record in records] == [90, 100, 108, 110]
     assert "".join(record.line for record in records) == TEXT
-    assert newest_values(path).step == 110
 
 
 def test_history(tmp_path: Path) -> None:
@@ -40,17 +39,9 @@ def test_history(tmp_path: Path) -> None:
     np.testing.assert_allclose(history.seconds_at(np.asarray([50, 100])), [10.0, 20.0])
 
 
-def test_newest_values(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1, "old": 1.0}) + "\n" + 70_000 * " " + "\nnonsense\n" + TEXT)
-    newest = newest_values(path)
-    assert newest is not None and (newest.step, newest.episode_return) == (110, -1.0)
-    assert newest.values["time/steps_per_s"] == 5.0 and "old" not in newest.values
-
-
 def test_no_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert list(read_metrics(path)) == [] and newest_values(path) is None
+    assert list(read_metrics(path)) == []
     history = read_history(path)
     assert (history.last_step, history.episode_length, history.seconds_at(np.arange(3))) == (0, None, None)
 
@@ -69,7 +60,6 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not readable"):
         read_history(tmp_path)
-    assert newest_values(tmp_path) is None
 
 
 def test_thinning_keeps_episodes_and_the_last_record() -> None:
