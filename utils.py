@@ -32,11 +32,22 @@ class UserError(Exception):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors, and that takes arguments in any order."""
+    """An argument parser whose complaints are UserErrors, and that takes arguments in any order.
+
+    `~` in an argument of type Path is the home folder.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Positional arguments may stand before, between and after the options."""
-        return self.parse_intermixed_args(args, namespace)
+        known, unknown = self.parse_known_intermixed_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            self.error(f"unrecognized argument {unknown[0]}{nearest(option, self._option_string_actions)}")
+        return known
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python {self.prog} --help")
@@ -111,7 +122,7 @@ def resolve_device(text: str) -> torch.device:
     if kind == "auto":
         kind = _choose_device()
     if kind == "cuda":
-        return _checked_cuda_device(int(index or 0))
+        return _checked_cuda_device(text, int(index or 0))
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"BasicSettings.device={text}: PyTorch {torch.__version__} finds no MPS device here")
     return torch.device(kind)
@@ -130,11 +141,13 @@ def _choose_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _checked_cuda_device(index: int) -> torch.device:
+def _checked_cuda_device(text: str, index: int) -> torch.device:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError(f"BasicSettings.device=cuda: PyTorch {torch.__version__} finds no CUDA; {NVIDIA_FIX}")
+        raise UserError(
+            f"BasicSettings.device={text}: PyTorch {torch.__version__} finds no CUDA; {NVIDIA_FIX}"
+        )
     count = torch.cuda.device_count()
     if index >= count:
         raise UserError(f"BasicSettings.device=cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")

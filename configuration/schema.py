@@ -106,7 +106,7 @@ class JointTrainAgent:
     TrainAgentEverySteps: int = fixed(1, "environment steps per agent update", STEPS)
     UseDemonstration: bool = fixed(False, "mix demonstrations into both updates")
     SaveEverySteps: int = free(5_000, "environment steps between checkpoints", STEPS)
-    SaveEverySeconds: float = free(0.0, "seconds between resumable states besides; 0 is off", NOT_NEGATIVE)
+    SaveEverySeconds: float = free(300.0, "seconds between resumable states besides; 0: off", NOT_NEGATIVE)
     LogEverySteps: int = free(100, "environment steps between logged training metrics", STEPS)
     EvalEverySteps: int = free(0, "environment steps between evaluations; 0 is off", Range(0, 10**12))
     MaxBadUpdates: int = free(20, "non-finite updates in a row after which the run stops", STEPS)

@@ -58,7 +58,7 @@ def test_overrides_may_stand_on_both_sides_of_an_option(arguments: list[str]) ->
 
 def test_what_is_missing_or_unknown_is_one_line_in_any_order() -> None:
     assert benchmark.make_parser().parse_args([]).overrides == []
-    with pytest.raises(UserError, match=r"unrecognized arguments: --stops.*benchmark.py --help"):
+    with pytest.raises(UserError, match=r"unrecognized argument --stops.*benchmark.py --help"):
         benchmark.make_parser().parse_args(["A.B=1", "--stops", "C.D=2"])
     parser = OneLineParser(prog="x.py")
     parser.add_argument("A")
@@ -67,6 +67,17 @@ def test_what_is_missing_or_unknown_is_one_line_in_any_order() -> None:
     assert vars(parser.parse_args(["1", "--out", "o", "2"])) == {"A": "1", "B": "2", "out": "o"}
     with pytest.raises(UserError, match="required: B"):
         parser.parse_args(["1", "--out", "o"])
+
+
+def test_a_parser_offers_the_nearest_option_and_knows_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = OneLineParser(prog="x.py")
+    parser.add_argument("-folder", type=Path)
+    assert parser.parse_args(["-folder=~/a"]).folder == tmp_path / "a"
+    with pytest.raises(UserError, match=r"-foldr=b .did you mean '-folder'"):
+        parser.parse_args(["-foldr=b"])
 
 
 def test_nearest_name() -> None:
@@ -84,7 +95,7 @@ def test_devices_that_are_not_there_are_refused() -> None:
     import torch
 
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="cuda"):
+    with pytest.raises(UserError, match="cuda:99"):
         resolve_device("cuda:99")
 
 
