@@ -40,7 +40,7 @@ def report(arguments: list[str]) -> None:
     misplaced = [word for word in given.runs if word in COMMANDS]
     if misplaced:
         raise UserError(f"{misplaced[0]} must be the first word: python report.py {misplaced[0]} --help")
-    from reporting.build import PAGE, build_report
+    from reporting.page import PAGE, build_report
     from reporting.published import load_published
     from reporting.runs import find_runs
 
@@ -60,18 +60,17 @@ def compare(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     from reporting.compare import compare_runs
     from reporting.files import write_text
-    from reporting.markup import to_csv, to_markdown
-    from reporting.published import load_published
     from reporting.runs import find_runs
+    from reporting.tables import write_csv
 
     (first, left_out), (second, also_left_out) = (
         find_runs(given.outputs, [each]) for each in (given.A, given.B)
     )
-    table = compare_runs(first, second, load_published(given.results_dir))
+    table = compare_runs(first, second)
     out = given.out or given.outputs / "report"
-    write_text(out / "compare.csv", to_csv(table))
-    write_text(out / "compare.md", to_markdown(table))
-    print(to_markdown(table), *(f"left out: {line}" for line in [*left_out, *also_left_out]), sep="\n")
+    write_csv(out, table.name, table.frame)
+    write_text(out / "compare.md", table.markdown)
+    print(table.markdown, *(f"left out: {line}" for line in [*left_out, *also_left_out]), sep="\n")
 
 
 def record(arguments: list[str]) -> None:

@@ -1,60 +1,74 @@
-"""The curves of a report: performance profiles, learning curves, sample and time efficiency."""
+"""The curves of a report as frames (x, value, value_low, value_high): profiles, learning, efficiency."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from pandas import DataFrame
 
-from reporting.files import SECONDS_PER_HOUR
-from reporting.grid import Comparison
-from reporting.published import REFERENCE, Published
+from reporting.grid import Comparison, absent, by_label
+from reporting.published import REFERENCE
 from reporting.runs import Run
 from reporting.statistics import aggregate, mean_curve, performance_profile
 
 COMPARED = (REFERENCE, "DreamerV3_2023", "IRIS", "DIAMOND")  # published methods drawn as curves
 THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance profile
-
-Curve = tuple[np.ndarray, np.ndarray, tuple | None]  # x, mean, (low, high) of its interval
-
-
-def profiles(comparison: Comparison) -> dict[tuple[str, bool], Curve]:
-    """(method, whether ours) -> share of runs above each of THRESHOLDS."""
-    chosen = {(label, True): grid for label, grid in comparison.ours.items()}
-    chosen |= {(name, False): comparison.published[name] for name in COMPARED if name in comparison.published}
-    return {key: (THRESHOLDS, *performance_profile(grid, THRESHOLDS)) for key, grid in chosen.items()}
+SECONDS_PER_HOUR = 3600
 
 
-def learning_curve(runs: Sequence[Run]) -> Curve | None:
-    """Mean return over the seeds of a method on a game, at the steps all were evaluated at."""
-    evaluated = [{each.step: each.mean for each in run.evaluations} for run in runs if run.evaluations]
-    steps = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
-    if not steps:
-        return None
-    return np.asarray(steps), *mean_curve(np.asarray([[run[step] for step in steps] for run in evaluated]))
+def _curve(places: Sequence[float], values: np.ndarray, bounds: tuple | None) -> DataFrame:
+    low, high = (np.nan, np.nan) if bounds is None else bounds
+    return DataFrame({"x": places, "value": values, "value_low": low, "value_high": high})
 
 
-def efficiency_curve(runs: Sequence[Run], published: Published) -> Curve | None:
-    """IQM of human-normalised scores at every step that all `runs`, of benchmark games, were evaluated at."""
-    scores = [{each.step: each.mean for each in run.evaluations} for run in runs]
-    steps = sorted(set.intersection(*map(set, scores))) if scores else []
-    intervals = []
-    for step in steps:
-        grid: dict[str, list[float]] = {}
-        for run, score in zip(runs, scores, strict=True):
-            grid.setdefault(run.game, []).append(float(published.normalise(run.game, score[step])))
-        intervals.append(aggregate({game: np.asarray(values) for game, values in grid.items()})["iqm"])
-    if not intervals:
-        return None
-    bounds = [[each.low for each in intervals], [each.high for each in intervals]]
-    has_bounds = all(low is not None for low in bounds[0])
-    mean = np.asarray([each.value for each in intervals])
-    return np.asarray(steps), mean, tuple(map(np.asarray, bounds)) if has_bounds else None
+def profiles(comparison: Comparison) -> dict[str, DataFrame]:
+    """Return the share of runs above each of THRESHOLDS, by "<method> (here)" and "<method>, published"."""
+    grids = {f"{label} (here)": grid for label, grid in comparison.ours.items()}
+    grids |= {f"{name}, published": grid for name, grid in comparison.published.items() if name in COMPARED}
+    return {name: _curve(THRESHOLDS, *performance_profile(grid, THRESHOLDS)) for name, grid in grids.items()}
 
 
-def clock_curve(runs: Sequence[Run], curve: Curve) -> Curve | None:
-    """The same curve over the mean hours in which the runs reached those steps; None if one has no clock."""
-    times = [run.history.seconds_at(curve[0]) for run in runs]
+def learning_curve(grid: DataFrame) -> DataFrame:
+    """Return the mean over seeds of returns (steps, seeds), with its interval."""
+    return _curve(grid.index, *mean_curve(grid.to_numpy().T))
+
+
+def efficiency_curve(grid: DataFrame) -> DataFrame:
+    """Return the IQM of human-normalised scores (steps, (game, seed)), with its interval."""
+    games = grid.columns.get_level_values("game")
+    rows = [
+        aggregate({game: scores[games == game].to_numpy() for game in dict.fromkeys(games)})["iqm"]
+        for _, scores in grid.iterrows()
+    ]
+    value, low, high = np.asarray(rows, float).T
+    return _curve(grid.index, value, (low, high))
+
+
+def by_method(
+    runs: Sequence[Run], scores: DataFrame, column: str, make: Callable[[DataFrame], DataFrame]
+) -> tuple[dict[str, DataFrame], list[str]]:
+    """Return a curve of each method at the steps that all its runs in `scores` were evaluated at.
+
+    Also which runs are in no curve, and why.
+    """
+    curves, missing = {}, []
+    for label, group in by_label(runs).items():
+        own = scores[scores.run.isin([run.name for run in group])]
+        missing += absent(label, [run for run in group if run.name not in set(own.run)], "no score to draw")
+        grid = own.pivot(index="step", columns=["game", "seed"], values=column).dropna()
+        if len(grid):
+            curves[label] = make(grid)
+        elif len(own):
+            missing.append(
+                f"{label}: no step that all its runs were evaluated at: {', '.join(own.run.unique())}"
+            )
+    return curves, missing
+
+
+def clock_curve(runs: Sequence[Run], curve: DataFrame) -> DataFrame | None:
+    """Return the curve over the mean hours in which the runs reached its steps; None if one has no clock."""
+    times = [run.history.seconds_at(curve.x.to_numpy()) for run in runs]
     if any(each is None for each in times):
         return None
-    return np.mean(times, axis=0) / SECONDS_PER_HOUR, *curve[1:]
+    return curve.assign(x=np.mean(times, axis=0) / SECONDS_PER_HOUR)

@@ -35,5 +35,5 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    """Write UTF-8 text, whole or not at all; names of files stay what they are in every locale."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from pandas import DataFrame
 
-from reporting.published import Published
+from evaluation.tables import Evaluation
+from reporting.published import BENCHMARK_STEP, Published, normalised
 from reporting.runs import Run
+from reporting.statistics import Grid
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one game at one step; runs scored at different steps are never averaged."""
-
-    game: str
-    label: str
-    step: int
-    runs: tuple[Run, ...]
-
-    @property
-    def scores(self) -> dict[int, float]:
-        """seed -> mean episode return."""
-        return {run.seed: run.scored.mean for run in self.runs if run.scored}
+NUMBERS = ("mean", "std_over_episodes", "human_normalised")
+COLUMNS = ("run", "game", "method", "seed", "step", *NUMBERS, "episodes", "how", "counts")
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,10 @@ class Comparison:
 
     games: tuple[str, ...]
     complete: bool  # whether these are all games of the benchmark
-    ours: dict[str, dict[str, np.ndarray]]  # label -> game -> human-normalised scores (seeds,)
-    published: dict[str, dict[str, np.ndarray]]  # the same of methods with per-run scores
-    means_only: dict[str, dict[str, float]]  # name -> game -> human-normalised mean of the others
+    ours: dict[str, Grid]  # label -> game -> human-normalised scores (seeds,)
+    partial: dict[str, int]  # label -> number of games, of methods that lack some; only if it is complete
+    published: dict[str, Grid]  # like ours, of methods with per-run scores
+    means_only: dict[str, np.ndarray]  # name -> human-normalised means (games,) of the others
 
     @property
     def scope(self) -> str:
@@ -44,109 +37,114 @@ class Comparison:
 
 
 def without_duplicates(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """`runs` with one run per method, game and seed, and a remark on each that was left out."""
+    """Return `runs` with one run per method, game and seed, in this order, and which were left out."""
     kept: dict[tuple[str, str, int], Run] = {}
     remarks = []
     for run in runs:
         first = kept.setdefault((run.label, run.game, run.seed), run)
         if first is not run:
             remarks.append(f"{run.name} ({run.folder}): same method, game and seed as {first.folder}")
-    return list(kept.values()), remarks
+    return [kept[key] for key in sorted(kept)], remarks
 
 
 def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """label -> its runs, labels in alphabetical order."""
+    """Return label -> its runs."""
     groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.label, run.game, run.seed)):
+    for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups
 
 
-def cells(runs: Iterable[Run]) -> list[Cell]:
-    """The evaluated runs by game, method and step of their score."""
-    groups: dict[tuple[str, str, int], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        if run.scored:
-            groups.setdefault((run.game, run.label, run.scored.step), []).append(run)
-    return [Cell(*place, tuple(group)) for place, group in sorted(groups.items())]
+def score_frame(runs: Iterable[Run]) -> DataFrame:
+    """Return one row per run and evaluated checkpoint; `counts` marks the score of a run."""
+    rows = [_score_row(run, each) for run in runs for each in run.evaluations]
+    return DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(NUMBERS, float))
 
 
-def benchmark_grid(runs: Iterable[Run], published: Published) -> dict[str, np.ndarray]:
-    """game -> human-normalised scores (seeds,) of the runs scored at step 100,000 on a benchmark game."""
-    scores: dict[str, list[float]] = {}
-    for run in runs:
-        if run.scored and run.benchmarked and is_benchmark_game(run, published):
-            scores.setdefault(run.game, []).append(float(published.normalise(run.game, run.scored.mean)))
-    return {game: np.asarray(scores[game]) for game in sorted(scores)}
+def _score_row(run: Run, each: Evaluation) -> tuple[Any, ...]:
+    place, counts = (run.name, run.game, run.label, run.seed, each.step), each is run.scored
+    score = (each.mean, each.std, run.normalised(each.mean), each.episodes)
+    return (*place, *score, each.how, "yes" if counts else "")
 
 
-def is_benchmark_game(run: Run, published: Published) -> bool:
-    """Whether a run played one of the 26 Atari games, not something else of the same name."""
-    atari = run.config is None or run.config.BasicSettings.env_name.startswith("ALE/")
-    return atari and run.game in published.random
+def comparisons(scores: DataFrame, published: Published) -> list[Comparison]:
+    """Return one comparison per set of games that some method was scored on; that of all 26 comes first."""
+    counted = scores[(scores.step == BENCHMARK_STEP) & scores.human_normalised.notna()]
+    grids = {
+        label: {game: values.to_numpy() for game, values in frame.groupby("game").human_normalised}
+        for label, frame in counted.groupby("method")
+    }
+    game_sets = {tuple(grid) for grid in grids.values()} | {published.games}
+    ordered = sorted(game_sets, key=lambda games: (-len(games), games))
+    return [_comparison(games, grids, published) for games in ordered]
 
 
-def comparisons(runs: Sequence[Run], published: Published) -> list[Comparison]:
-    """One comparison per set of games that some method was scored on; that of all 26 always comes first."""
-    grids = {label: benchmark_grid(group, published) for label, group in by_label(runs).items()}
-    game_sets = {tuple(grid) for grid in grids.values() if grid} | {published.games}
-    return [
-        _comparison(games, {label: grid for label, grid in grids.items() if tuple(grid) == games}, published)
-        for games in sorted(game_sets, key=lambda games: (-len(games), games))
-    ]
-
-
-def _comparison(
-    games: tuple[str, ...], ours: dict[str, dict[str, np.ndarray]], published: Published
-) -> Comparison:
-    def has_all(known: Iterable[str]) -> bool:
-        return set(games) <= set(known)
-
+def _comparison(games: tuple[str, ...], grids: dict[str, Grid], published: Published) -> Comparison:
+    ours = {label: grid for label, grid in grids.items() if tuple(grid) == games}
+    complete = games == published.games
+    partial = {label: len(grid) for label, grid in grids.items() if complete and label not in ours}
     with_runs, means_only = {}, {}
     for name, method in published.methods.items():
-        if method.seeds and has_all(method.seeds):
-            with_runs[name] = {game: published.normalise(game, method.seeds[game]) for game in games}
-        elif method.seeds is None and has_all(method.means):
-            means_only[name] = {game: float(published.normalise(game, method.means[game])) for game in games}
-    return Comparison(games, games == published.games, ours, with_runs, means_only)
+        known = method.get("seeds") or method["mean"]
+        if set(games) <= set(known):
+            scores = {game: normalised(game, known[game]) for game in games}
+            if method.get("seeds"):
+                with_runs[name] = scores
+            else:
+                means_only[name] = np.asarray(list(scores.values()))
+    return Comparison(games, complete, ours, partial, with_runs, means_only)
+
+
+def absent(label: str, runs: Sequence[Run], reason: str) -> list[str]:
+    """Return one line that names `runs`, [] if there are none."""
+    return [f"{label}: {reason}: {', '.join(run.name for run in runs)}"] if runs else []
+
+
+def absent_from(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
+    """Return which runs are in no figure of a comparison, and why."""
+    lines = []
+    for label, group in by_label(runs).items():
+        without = [run for run in group if not run.benchmarked]
+        lines += absent(label, without, "no score at step 100,000 of an Atari 100k game")
+        if label not in comparison.ours:
+            others = [run for run in group if run not in without]
+            lines += absent(label, others, "their method was scored on another set of games")
+    return lines
 
 
 def remarks(runs: Sequence[Run], published: Published) -> list[str]:
-    """What a reader must know before comparing: unfinished, unevaluated, unlike and unusually scored runs."""
+    """Return what must be known before comparing: unfinished, unevaluated, unlike, unusually scored runs."""
     lines = []
     for label, group in by_label(runs).items():
-        lines += _uneven_settings(label, group)
-        unevaluated = [run.name for run in group if not run.evaluations]
-        if unevaluated:
-            lines.append(f"{label}: not evaluated yet: {', '.join(unevaluated)}")
+        lines += _unlike_settings(label, group)
+        lines += absent(label, [run for run in group if not run.evaluations], "not evaluated yet")
         lines += _unusual_scores(label, group)
-        short = [f"{run.name} ({run.scored.step:,})" for run in group if run.scored and not run.benchmarked]
+        atari = [run for run in group if run.is_atari]
+        short = [f"{run.name} ({run.scored.step:,})" for run in atari if run.scored and not run.benchmarked]
         if short:
             lines.append(f"{label}: no evaluation at step 100,000, so in no average: {', '.join(short)}")
-        missing = [game for game in published.games if game not in benchmark_grid(group, published)]
+        missing = sorted(set(published.games) - {run.game for run in atari if run.benchmarked})
         if 0 < len(missing) < len(published.games):
             lines.append(f"{label}: partial grid, no score at step 100,000 on {', '.join(missing)}")
     return lines
 
 
 def _unusual_scores(label: str, group: Sequence[Run]) -> list[str]:
-    """Remarks on scores made greedily or by the release's protocol."""
+    """Remarks on scores made otherwise than fairly, sampled and with the run's own settings."""
     names: dict[str, list[str]] = {}
     for run in group:
-        counts = Counter(each.how for each in run.evaluations if each.how)
-        for how, count in counts.items():
+        for how, count in Counter(each.how for each in run.evaluations if each.how).items():
             some = "" if count == len(run.evaluations) else f" ({count} of {len(run.evaluations)} steps)"
             names.setdefault(how, []).append(f"{run.name}{some}")
     return [f"{label}: evaluated {how}: {', '.join(names[how])}" for how in sorted(names)]
 
 
-def _uneven_settings(label: str, group: Sequence[Run]) -> list[str]:
+def _unlike_settings(label: str, group: Sequence[Run]) -> list[str]:
     """Remarks on settings that not all runs of one method share, or that differ from the papers'."""
-    settings = {tuple(run.deviations) for run in group if run.config}
-    if len(settings) > 1:
-        shared = set.intersection(*map(set, settings))
-        unlike = sorted({text for deviations in settings for text in deviations} - shared)
-        return [f"{label}: its runs do not share all settings: {', '.join(unlike)} in some of them only"]
-    if settings and (changed := next(iter(settings))):
-        return [f"{label}: settings other than the papers': {', '.join(changed)}"]
-    return []
+    settings = [set(run.deviations) for run in group if run.config]
+    shared = set.intersection(*settings) if settings else set()
+    unlike = set().union(*settings) - shared
+    if unlike:
+        names = ", ".join(sorted(unlike))
+        return [f"{label}: its runs do not share all settings: {names} in some of them only"]
+    return [f"{label}: settings other than the papers': {', '.join(sorted(shared))}"] if shared else []

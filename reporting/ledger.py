@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from pandas import DataFrame
+
+from reporting.curves import SECONDS_PER_HOUR
 from reporting.entries import Entry, find_entries
-from reporting.files import SECONDS_PER_HOUR, write_text
-from reporting.grid import is_benchmark_game
-from reporting.markup import MISSING, Column, Table, Value, show, to_markdown
-from reporting.published import REFERENCE, Published, load_published
+from reporting.files import write_text
+from reporting.published import Published, load_published
+from reporting.tables import MISSING, Table, make_table, show
 
 README = "README.md"
 MODELS = ("STORM", "GITSTORM")  # columns that the overview always has
@@ -36,20 +39,18 @@ def refresh_readme(results: Path) -> Path:
 
 def render_readme(entries: Sequence[Entry], published: Published, results: Path) -> str:
     """The text of the README."""
-    counted = [entry for entry in entries if entry.counts and is_benchmark_game(entry.run, published)]
+    counted = [entry for entry in entries if entry.counts and entry.run.is_atari]
     others = [entry for entry in entries if entry not in counted]
     parts = [INTRODUCTION, "## Scores\n", _scores_text(counted, published)]
-    parts += [to_markdown(_overview(counted, published, results)), "## Runs\n"]
-    parts.append(
-        to_markdown(_run_table(counted, published, results)) if counted else f"{NO_RUN.capitalize()}.\n"
-    )
+    parts += [_overview(counted, published, results).markdown, "## Runs\n"]
+    parts.append(_run_table(counted, published, results).markdown if counted else f"{NO_RUN.capitalize()}.\n")
     parts += [_explanation(entry) for entry in counted if entry.notes or _is_below(entry, published)]
     if others:
         parts += [
             "## Partial and shorter runs\n",
             "Not comparable with any score above, and in no average.\n",
         ]
-        parts.append(to_markdown(_run_table(others, published, results)))
+        parts.append(_run_table(others, published, results).markdown)
     return "\n".join(parts)
 
 
@@ -69,9 +70,7 @@ def _scores_text(counted: Sequence[Entry], published: Published) -> str:
 def _overview(counted: Sequence[Entry], published: Published, results: Path) -> Table:
     """One row per game of the benchmark, one column per model."""
     models = [*MODELS, *sorted({entry.run.label for entry in counted} - set(MODELS))]
-    columns = [Column("Game", "game"), Column("STORM, published", "published")]
-    columns += [Column(f"{model}, here", model) for model in models]
-    rows: list[list[Value]] = []
+    rows: list[list[Any]] = []
     for game in published.games:
         cells = [
             [entry for entry in counted if (entry.run.label, entry.run.game) == (model, game)]
@@ -79,7 +78,12 @@ def _overview(counted: Sequence[Entry], published: Published, results: Path) -> 
         ]
         texts = ["; ".join(_linked_score(entry, published, results) for entry in cell) for cell in cells]
         rows.append([game, _published_text(published, game), *(text or NO_RUN for text in texts)])
-    return Table("overview", columns, rows)
+    titles = {
+        "game": "Game",
+        "published": "STORM, published",
+        **{model: f"{model}, here" for model in models},
+    }
+    return Table("overview", DataFrame(rows, columns=list(titles)), dict.fromkeys(titles, 0), titles)
 
 
 def _linked_score(entry: Entry, published: Published, results: Path) -> str:
@@ -95,43 +99,32 @@ def _link(text: str, entry: Entry, results: Path) -> str:
 
 
 def _published_text(published: Published, game: str) -> str:
-    mean, lowest, highest = published.seed_range(REFERENCE, game) or (None, None, None)
-    return f"{show(mean, 1)} ({show(lowest, 1)} to {show(highest, 1)})"
+    mean, lowest, highest = published.seed_range(game) or (None, None, None)
+    note = f"; {published.note(game)}" if published.note(game) else ""
+    return f"{show(mean, 1)} ({show(lowest, 1)} to {show(highest, 1)}{note})"
 
 
 def _is_below(entry: Entry, published: Published) -> bool:
-    scores = published.seed_range(REFERENCE, entry.run.game)
+    scores = published.seed_range(entry.run.game)
     return entry.run.scored is not None and scores is not None and entry.run.scored.mean < scores[1]
 
 
 def _run_table(entries: Sequence[Entry], published: Published, results: Path) -> Table:
     columns = (
-        Column("Model", "model"),
-        Column("Game", "game"),
-        Column("Seed", "seed"),
-        Column("Trained to step", "step"),
-        Column("Evaluated step", "evaluated"),
-        Column("Mean return", "mean", 1),
-        Column("Std", "std", 1),
-        Column("Episodes", "episodes"),
-        Column("Human-normalised", "human_normalised", 3),
-        Column("STORM, published", "published"),
-        Column("Settings", "settings"),
-        Column("Hardware", "hardware"),
-        Column("Hours", "hours", 2),
-        Column("Commit", "commit"),
+        "model game seed trained_to_step evaluated_step mean_return:1 std:1 episodes human_normalised:3 "
+        "published settings hardware hours:2 commit"
     )
-    return Table("runs", columns, [_run_row(entry, published, results) for entry in entries])
+    rows = [_run_row(entry, published, results) for entry in entries]
+    return make_table("runs", columns, rows, {"published": "STORM, published"})
 
 
-def _run_row(entry: Entry, published: Published, results: Path) -> list[Value]:
+def _run_row(entry: Entry, published: Published, results: Path) -> list[Any]:
     run, score = entry.run, entry.run.scored
-    known = is_benchmark_game(run, published)
+    known = run.is_atari
     place = [_link(run.label, entry, results), run.game, run.seed, f"{entry.step} ({entry.state})"]
-    values: list[Value] = [None] * 5
+    values: list[Any] = [None] * 5
     if score:
-        normalised = float(published.normalise(run.game, score.mean)) if known else None
-        values = [score.step, score.mean, score.std, score.episodes, normalised]
+        values = [score.step, score.mean, score.std, score.episodes, run.normalised(score.mean)]
     reference = _published_text(published, run.game) if known and entry.counts else MISSING
     if known and entry.counts and _is_below(entry, published):
         reference += f": {BELOW}"

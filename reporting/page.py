@@ -1,101 +1,162 @@
-"""The report as one self-contained HTML page, and as Markdown."""
+"""Writing a report: what templates/ shows, as one HTML page, Markdown, CSV files and figures."""
 
 from __future__ import annotations
 
 import base64
 import datetime
-import html
-import itertools
-import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from reporting.blocks import Block, Picture, Remarks, Section
-from reporting.markup import Table, to_html, to_markdown
-from reporting.videos import Video
+from jinja2 import Environment, FileSystemLoader
 
-TEMPLATE = Path(__file__).with_name("page.html")
-TITLE = "Atari 100k report"
+from reporting import curves, figures, grid, tables
+from reporting.files import write_text
+from reporting.published import REFERENCE, Published
+from reporting.runs import Run
+from reporting.videos import newest_videos
+from utils import UserError, as_file_name
+
+PAGE = "index.html"
+FIGURES, TABLES = "figures", "tables"  # folders of a report
 GENERATOR = '<meta name="generator" content="report.py">'  # tells our pages from others
 
 
-def render_page(sections: Sequence[Section]) -> str:
-    """The sections, the first one above the explanations, as HTML that needs no other file."""
-    summary, *others = sections
-    links = [f'<a href="#{_anchor(section)}">{html.escape(section.title)}</a>' for section in sections]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=TITLE,
-        generator=GENERATOR,
-        navigation="".join(links),
-        summary=_section_html(summary),
-        sections="".join(map(_section_html, others)),
-        date=datetime.date.today().isoformat(),
-    )
+def build_report(runs: Sequence[Run], left_out: Sequence[str], published: Published, out: Path) -> list[str]:
+    """Write index.html, report.md, tables/*.csv and figures/* about `runs` into `out`; return the findings.
+
+    An earlier report in `out` is replaced. Raise UserError if `out` is not writable.
+    """
+    kept, repeated = grid.without_duplicates(runs)
+    parts = Parts(kept, [*left_out, *repeated], published)
+    try:
+        _clear(out)
+        paths = {name: figures.save(figure, out / FIGURES / name) for name, figure in parts.figures.items()}
+        images = {
+            "md": {name: path.relative_to(out).as_posix() for name, path in paths.items()},
+            "html": {name: as_address(path.read_bytes(), "image/svg+xml") for name, path in paths.items()},
+        }
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
+    tables.write_csv(out / TABLES, "evaluations", parts.scores)
+    for table in parts.tables.values():
+        tables.write_csv(out / TABLES, table.name, table.frame)
+    for form, name in (("md", "report.md"), ("html", PAGE)):
+        write_text(out / name, render(form, {**vars(parts), "images": images[form], "generator": GENERATOR}))
+    return parts.summary
 
 
-def _anchor(section: Section) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+def _clear(out: Path) -> None:
+    """Remove the figures and tables of an earlier report, so that none of another set of runs stays."""
+    page = out / PAGE
+    if page.is_file() and GENERATOR in page.read_text(encoding="utf-8", errors="replace"):
+        for folder in (out / FIGURES, out / TABLES):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _section_html(section: Section) -> str:
-    text = f"<p>{html.escape(section.explanation)}</p>" if section.explanation else ""
-    body = "".join(
-        _blocks_html(list(group), in_gallery)
-        for in_gallery, group in itertools.groupby(section.blocks, key=_belongs_in_gallery)
-    )
-    return f'<section><h2 id="{_anchor(section)}">{html.escape(section.title)}</h2>{text}{body}</section>\n'
+def as_address(content: bytes, media_type: str) -> str:
+    """Return a data: address of a file's content."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def _belongs_in_gallery(block: Block) -> bool:
-    return isinstance(block, Video) or (isinstance(block, Picture) and block.small)
+def render(form: str, parts: Mapping[str, Any]) -> str:
+    """Return the report as "html" or "md": templates/sections.jinja with the macros of templates/forms.*."""
+    loader = FileSystemLoader(Path(__file__).with_name("templates"), encoding="utf-8")
+    environment = Environment(loader=loader, autoescape=form == "html", trim_blocks=True, lstrip_blocks=True)
+    environment.filters["address"] = as_address
+    forms = environment.get_template(f"forms.{form}").make_module({"images": parts["images"]})
+    body = environment.get_template("sections.jinja").render(form=forms, **parts)
+    links, date = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', body), datetime.date.today().isoformat()
+    page = environment.get_template(f"page.{form}").render(body=body, links=links, date=date, **parts)
+    return re.sub(r"\n{3,}", "\n\n", page)
 
 
-def _blocks_html(blocks: Sequence[Block], in_gallery: bool) -> str:
-    content = "".join(map(_block_html, blocks))
-    return f'<div class="gallery">{content}</div>' if in_gallery else content
+class Parts:
+    """What the templates show of `runs`; `missing` says which runs a figure leaves out, and why."""
 
+    def __init__(self, runs: Sequence[Run], left_out: Sequence[str], published: Published) -> None:
+        self.runs, self.published = runs, published
+        self.is_atari = any(run.is_atari for run in runs)
+        self.scores = grid.score_frame(runs)
+        self.palette = figures.colours(run.label for run in runs)
+        self.figures: dict[str, figures.Figure] = {}
+        self.missing: dict[str, list[str]] = {}
+        self.tables = {
+            "per_game": tables.game_table(self.scores, published),
+            "speed": tables.speed_table(runs),
+        }
+        self.summary = [self._extent()]
+        self.comparisons = grid.comparisons(self.scores, published) if self.is_atari else []
+        self.suffixes = [
+            "" if each.complete else f"_partial_{number}" for number, each in enumerate(self.comparisons)
+        ]
+        for comparison, suffix in zip(self.comparisons, self.suffixes, strict=True):
+            self._add_averages(comparison, suffix)
+        self.curves = {game: f"curves/{as_file_name(game)}" for game in sorted({run.game for run in runs})}
+        self.missing["curves"] = [line for game in self.curves for line in self._add_learning_curves(game)]
+        self._add_efficiency()
+        self.videos = newest_videos(runs)
+        self.limits = [*grid.remarks(runs, published), *(f"left out: {line}" for line in left_out)]
 
-def _block_html(block: Block) -> str:
-    if isinstance(block, Table):
-        return to_html(block)
-    if isinstance(block, Remarks):
-        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in block.lines)}</ul>" * bool(
-            block.lines
+    def _extent(self) -> str:
+        labels, games = ", ".join(grid.by_label(self.runs)), len({run.game for run in self.runs})
+        text = f"Training runs: {len(self.runs)}, of {labels}; games: {games}."
+        counted = sum(run.benchmarked for run in self.runs)
+        if counted:
+            return f"{text} Runs with an Atari-100k score (an evaluation at step 100,000): {counted}."
+        nothing = (
+            "None of them has been evaluated at step 100,000 of an Atari game yet, so none may be compared"
         )
-    if isinstance(block, Video):
-        return _figure(block.address, _video_caption(block), "film")
-    image = base64.b64encode(block.svg.read_bytes()).decode()
-    return _figure(f"data:image/svg+xml;base64,{image}", block.caption, "small" if block.small else "wide")
+        return f"{text} {nothing} with published scores." if self.is_atari else text
+
+    def _add_averages(self, comparison: grid.Comparison, suffix: str) -> None:
+        table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison, suffix)
+        if not comparison.ours:
+            return
+        self.tables[f"improvement{suffix}"] = tables.improvement_table(comparison, suffix)
+        profiles = curves.profiles(comparison)
+        self.figures[f"aggregates{suffix}"] = figures.draw_aggregates(table.frame, self.palette)
+        self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(profiles, self.palette)
+        self.missing[f"aggregates{suffix}"] = grid.absent_from(comparison, self.runs)
+        rows = {(row.method, row.origin): row for row in table.frame.itertuples()}
+        self.summary += [
+            f"{label} here, {comparison.scope}{'' if comparison.complete else ' only'}: IQM "
+            f"{_in_words(rows[label, tables.OURS])}; {REFERENCE} as published, on the same games: "
+            f"{_in_words(rows[REFERENCE, 'published'])}."
+            for label in comparison.ours
+        ]
+
+    def _add_learning_curves(self, game: str) -> list[str]:
+        """Draw one game; return which runs are left out."""
+        runs = [run for run in self.runs if run.game == game]
+        scores = self.scores[self.scores.game == game]
+        lines, missing = curves.by_method(runs, scores, "mean", curves.learning_curve)
+        is_comparable = any(run.benchmarked for run in runs)
+        reference = self.published.seed_range(game) if is_comparable else None
+        self.figures[self.curves[game]] = figures.draw_game(game, lines, runs, reference, self.palette)
+        return missing
+
+    def _add_efficiency(self) -> None:
+        known = self.scores[self.scores.human_normalised.notna()]
+        lines, self.missing["efficiency"] = curves.by_method(
+            self.runs, known, "human_normalised", curves.efficiency_curve
+        )
+        self.played, clocks = [], {}
+        for label, curve in lines.items():
+            runs = [run for run in self.runs if run.name in set(known.run[known.method == label])]
+            games = ", ".join(sorted({run.game for run in runs}))
+            self.played.append(f"{label}: {len(runs)} run{'s' * (len(runs) > 1)} on {games}")
+            clocks[label] = curves.clock_curve(runs, curve)
+            if clocks[label] is None:
+                self.missing["efficiency"].append(f"{label}: not over hours, as a run has logged no time")
+        if lines:
+            clocks = {label: curve for label, curve in clocks.items() if curve is not None}
+            self.figures["efficiency"] = figures.draw_efficiency(lines, clocks, self.palette)
 
 
-def _figure(address: str, caption: str, kind: str) -> str:
-    text = html.escape(caption, quote=True)
-    below = "" if kind == "small" else f"<figcaption>{text}</figcaption>"
-    return f'<figure class="{kind}"><img src="{address}" alt="{text}">{below}</figure>'
-
-
-def _video_caption(video: Video) -> str:
-    return f"{video.run.game}, {video.run.label}, seed {video.run.seed}, step {video.step:,}"
-
-
-def render_markdown(sections: Sequence[Section], folder: Path) -> str:
-    """The sections as Markdown to lie in `folder`; figures are linked, videos stay in the page."""
-    parts = [f"# {TITLE}\n"]
-    for section in sections:
-        parts.append(f"## {section.title}\n")
-        parts += [f"{section.explanation}\n"] if section.explanation else []
-        parts += [_block_markdown(block, folder) for block in section.blocks]
-    return "\n".join(parts)
-
-
-def _block_markdown(block: Block, folder: Path) -> str:
-    if isinstance(block, Table):
-        return to_markdown(block)
-    if isinstance(block, Remarks):
-        return "".join(f"- {line}\n" for line in block.lines)
-    if isinstance(block, Video):
-        return f"- {_video_caption(block)}: see index.html\n"
-    path = Path(os.path.relpath(block.svg, folder)).as_posix()
-    return f"![{block.caption}]({path})\n"
+def _in_words(row: Any) -> str:
+    low, high = (tables.show(bound, 3) for bound in (row.iqm_low, row.iqm_high))
+    bounds = "too few seeds for an interval" if low == tables.MISSING else f"95 % interval {low} to {high}"
+    return f"{row.iqm:.3f} ({bounds})"

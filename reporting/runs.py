@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configuration.loading import differences, load_saved_config
 from configuration.schema import Config, schema
-from evaluation.scores import game_of
+from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
 from reporting.files import read_json, read_status
 from reporting.published import BENCHMARK_STEP
@@ -25,26 +26,45 @@ ENTRY_FILES = {"evaluation": "evaluation.csv", "episodes": "episodes.csv"}  # in
 # What runs differ in without being another method.
 IDENTITY = {"BasicSettings.Seed", "BasicSettings.env_name", "JointTrainAgent.ModelType"}
 RUN_NAME = re.compile(r"(?P<game>[^-]+)-(?P<label>.+?)-seed_(?P<seed>\d+)(?P<rest>.*)")
+SHOWN_SETTINGS = 3  # in a label; a longer list is cut
 
 
 @dataclass(frozen=True)
 class Run:
     name: str
-    game: str  # "Boxing" of ALE/Boxing-v5
-    label: str  # what is compared: the middle of <Game>-<label>-seed_<seed>
+    env_name: str  # Gymnasium id
+    label: str  # the method that is compared: its config file, and what sets it apart
     seed: int
     config: Config | None  # None where only an evaluation is left
     evaluations: tuple[Evaluation, ...]  # those that count, one a step, in order of steps
     history: History
     info: dict[str, Any]  # run.json, {} if there is none
     folder: Path
-    events: Path | None  # folder of TensorBoard event files
+
+    @property
+    def game(self) -> str:
+        """What it played: "Boxing" for ALE/Boxing-v5."""
+        return game_of(self.env_name)
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether it played one of the 26 Atari games, not something else of the same name."""
+        return self.normalised(0.0) is not None
+
+    def normalised(self, score: float) -> float | None:
+        """Return the human-normalised score of a return; None if it did not play one of the 26 games."""
+        return human_normalised(self.env_name, score)
 
     @property
     def scored(self) -> Evaluation | None:
-        """The evaluation that counts: of step 100,000 if there is one, else the last; None if none."""
-        at_benchmark = [each for each in self.evaluations if each.step == BENCHMARK_STEP]
+        """The evaluation that counts: of step 100,000 of an Atari game, else the last; None if none."""
+        at_benchmark = [each for each in self.evaluations if self.is_atari and each.step == BENCHMARK_STEP]
         return (at_benchmark or list(self.evaluations[-1:]) or [None])[0]
+
+    @property
+    def benchmarked(self) -> bool:
+        """Whether the score is one of step 100,000 of an Atari game."""
+        return self.is_atari and self.scored is not None and self.scored.step == BENCHMARK_STEP
 
     @property
     def deviations(self) -> list[str]:
@@ -53,11 +73,6 @@ class Run:
             return []
         changed = differences(Config(), self.config)
         return [f"{key}={value}" for key, _, value in changed if _shapes_the_result(key, self.config)]
-
-    @property
-    def benchmarked(self) -> bool:
-        """Whether the score is one of step 100,000."""
-        return self.scored is not None and self.scored.step == BENCHMARK_STEP
 
 
 def _shapes_the_result(key: str, config: Config) -> bool:
@@ -74,99 +89,110 @@ class RunFiles:
     """Where the files of one run lie; any of them may be missing."""
 
     name: str
-    folder: Path  # holds config.yaml, metrics.jsonl and run.json
+    folder: Path  # holds config.yaml, metrics.jsonl, run.json and videos/
     evaluation: Path
     episodes: Path
-    events: Path | None
 
     @staticmethod
     def of_output(name: str, outputs: Path) -> RunFiles:
-        """The files of run `name` under `outputs`; TensorBoard's lie beside it, in runs/."""
-        table = outputs / EVALUATIONS
-        events = outputs.absolute().parent / "runs" / name
-        return RunFiles(name, outputs / name, table / f"{name}.csv", table / f"{name}_episodes.csv", events)
+        """Return the files of run `name` under `outputs`."""
+        tables = outputs / EVALUATIONS
+        return RunFiles(name, outputs / name, tables / f"{name}.csv", tables / f"{name}_episodes.csv")
 
     @staticmethod
     def of_entry(folder: Path) -> RunFiles:
-        """The files of an entry of results/."""
+        """Return the files of an entry of results/."""
         name = str(read_json(folder / "manifest.json").get("run", folder.name))
-        paths = {kind: folder / file for kind, file in ENTRY_FILES.items()}
-        return RunFiles(name, folder, paths["evaluation"], paths["episodes"], None)
+        return RunFiles(name, folder, *(folder / ENTRY_FILES[kind] for kind in ("evaluation", "episodes")))
 
 
 def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs that `patterns` select (default: all of `outputs`), by name, and why others are left out.
+    """Return the runs that `patterns` select (default: all of `outputs`), and why others are left out.
 
     A pattern is a run name, a glob over run names, the path of a recorded entry (or a glob over
-    those), or several of them separated by commas. Raises UserError if one selects nothing, or if
+    those), or several of them separated by commas. Raise UserError if one selects nothing, or if
     no selected run is readable.
     """
-    if any(not _split([pattern]) for pattern in patterns):
-        raise UserError("an empty name selects no run; without any name, all of them are taken")
     known = _known_names(outputs)
+    wanted = [part.strip() for text in patterns for part in ([text] if text in known else text.split(","))]
+    if patterns and not all(any(part.strip() for part in text.split(",")) for text in patterns):
+        raise UserError("an empty name selects no run; without any name, all of them are taken")
     selected: dict[Path, RunFiles] = {}
-    for pattern in _split(patterns) or ["*"]:
+    for pattern in filter(None, wanted or ["*"]):
         matches = _matches(pattern, outputs, known)
         if not matches:
-            wanted = "runs" if pattern == "*" else f"run that matches {pattern!r}"
-            raise UserError(f"no {wanted} under {outputs.absolute()}{nearest(pattern, known)}")
+            missing = "runs" if pattern == "*" else f"run that matches {pattern!r}"
+            raise UserError(f"no {missing} under {outputs.absolute()}{nearest(pattern, known)}")
         selected.update({files.folder.absolute(): files for files in matches})
     runs, left_out = [], []
     for files in sorted(selected.values(), key=lambda files: files.name):
         try:
             runs.append(load_run(files))
-        except UserError as error:
+        except (UserError, OSError) as error:
             left_out.append(f"{files.name}: {error}")
     if not runs:
         raise UserError(f"none of the {len(left_out)} runs is readable; the first is {left_out[0]}")
-    return runs, left_out
-
-
-def _split(patterns: Sequence[str]) -> list[str]:
-    return [part.strip() for text in patterns for part in text.split(",") if part.strip()]
+    return _told_apart(runs), left_out
 
 
 def _known_names(outputs: Path) -> set[str]:
     trained = {path.parent.name for path in outputs.glob("*/config.yaml")}
     evaluated = {path.stem for path in (outputs / EVALUATIONS).glob("*.csv")}
-    episodes = {f"{name}_episodes" for name in evaluated}
-    return trained | (evaluated - episodes)
+    return trained | {name for name in evaluated if name.removesuffix("_episodes") not in evaluated - {name}}
 
 
 def _matches(pattern: str, outputs: Path, known: Iterable[str]) -> list[RunFiles]:
-    name = pattern.rstrip("/").rsplit("/", 1)[-1]
-    if "/" not in pattern or Path(pattern).parent.absolute() == outputs.absolute():
-        names = fnmatch.filter(known, name)
-        return [
-            RunFiles.of_output(each, outputs) for each in names if ARCHIVED not in each or ARCHIVED in name
-        ]
-    entries = [Path(path) for path in glob.glob(pattern)]
-    return [RunFiles.of_entry(path) for path in entries if (path / "manifest.json").is_file()]
+    path = Path(pattern)
+    if path.name == pattern.rstrip("/") or path.parent.absolute() == outputs.absolute():
+        found = [path.name] if path.name in known else fnmatch.filter(known, path.name)
+        names = [name for name in found if ARCHIVED not in name or ARCHIVED in pattern]
+        return [RunFiles.of_output(name, outputs) for name in names]
+    entries = [path, *map(Path, glob.glob(pattern))]
+    return [RunFiles.of_entry(entry) for entry in entries if (entry / "manifest.json").is_file()]
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs, where those of one label played a game with different settings with these in their labels."""
+    groups: dict[tuple[str, str], list[set[str]]] = {}
+    for run in runs:
+        if run.config is not None:
+            groups.setdefault((run.label, run.env_name), []).append(set(run.deviations))
+    differing: dict[str, set[str]] = {}
+    for (label, _), settings in groups.items():
+        differing.setdefault(label, set()).update(set.union(*settings) - set.intersection(*settings))
+    return [_with_settings(run, differing.get(run.label, set())) for run in runs]
+
+
+def _with_settings(run: Run, differing: set[str]) -> Run:
+    own = [re.sub(r"^[\w.]*\.", "", text) for text in run.deviations if text in differing]
+    more = [f"and {len(own) - SHOWN_SETTINGS} more"] if len(own) > SHOWN_SETTINGS else []
+    return replace(run, label=" ".join([run.label, *own[:SHOWN_SETTINGS], *more]))
 
 
 def load_run(files: RunFiles) -> Run:
-    """Read one run. Raises UserError if a file is damaged, or if nothing says which game it played."""
+    """Read one run. Raise UserError if a file is damaged, or if nothing says which game it played."""
     config_path = files.folder / "config.yaml"
     config = load_saved_config(config_path) if config_path.is_file() else None
-    info = read_status(files.folder / "run.json")
-    game, label, seed = _identity(files.name, config)
     evaluations = tuple(best_rows(read_evaluations(files.evaluation)))
-    history = read_history(files.folder / "metrics.jsonl")
-    return Run(files.name, game, label, seed, config, evaluations, history, info, files.folder, files.events)
+    endless = [each for each in evaluations if not math.isfinite(each.mean)]
+    if endless:
+        raise UserError(f"{files.evaluation}: the mean return of step {endless[0].step} is {endless[0].mean}")
+    history, info = read_history(files.folder / "metrics.jsonl"), read_status(files.folder / "run.json")
+    return Run(files.name, *_identity(files.name, config), config, evaluations, history, info, files.folder)
 
 
 def _identity(name: str, config: Config | None) -> tuple[str, str, int]:
-    """Game, label and seed, from the config and from a name of the form <Game>-<label>-seed_<seed>."""
-    parts = RUN_NAME.fullmatch(name)
+    """Gymnasium id, label and seed, from the config; without one from a name <Game>-<label>-seed_<seed>."""
     if config is None:
+        parts = RUN_NAME.fullmatch(name)
         if parts is None:
             raise UserError(f"{name!r} has no config.yaml and is not named <Game>-<config>-seed_<seed>")
-        return parts["game"], parts["label"] + parts["rest"], int(parts["seed"])
-    game = game_of(config.BasicSettings.env_name)
-    label = parts["label"] + parts["rest"] if parts else name.removeprefix(f"{game}-")
-    model = config.JointTrainAgent.ModelType
-    if ({"STORM", "GITSTORM"} - {model}) & set(label.split("-")):  # the name says another model
+        return f"ALE/{parts['game']}-v5", parts["label"] + parts["rest"], int(parts["seed"])
+    settings, model = config.BasicSettings, config.JointTrainAgent.ModelType
+    label = Path(settings.config_path).stem
+    if ({"STORM", "GITSTORM"} - {model}) & set(label.split("-")):  # the file says another model
         label += f"-{model}"
-    if config.BasicSettings.ReleaseQuirks and "quirks" not in label.lower():
+    if settings.ReleaseQuirks and "quirks" not in label.lower():
         label += "-ReleaseQuirks"
-    return game, label, config.BasicSettings.Seed
+    archived = re.search(re.escape(ARCHIVED) + ".*", name)
+    return settings.env_name, label + (archived[0] if archived else ""), settings.Seed

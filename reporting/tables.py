@@ -1,207 +1,178 @@
-"""What the tables of a report hold."""
+"""The tables of a report: pandas frames and how they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
+from pandas import DataFrame, Series
 
-from evaluation.tables import Evaluation
-from reporting.curves import Curve
-from reporting.files import SECONDS_PER_HOUR
-from reporting.grid import Cell, Comparison, by_label, cells, is_benchmark_game
-from reporting.markup import MISSING, OURS, Column, Table, Value
-from reporting.published import REFERENCE, Published
+from evaluation.scores import reference_scores
+from reporting.curves import SECONDS_PER_HOUR
+from reporting.files import write_text
+from reporting.grid import Comparison
+from reporting.published import BENCHMARK_STEP, REFERENCE, Published
 from reporting.runs import Run
-from reporting.statistics import (
-    AGGREGATES,
-    Interval,
-    aggregate,
-    aggregate_means,
-    game_means,
-    probability_of_improvement,
-    superhuman,
-)
+from reporting.statistics import HUMAN, Grid, Interval, aggregate, probability_of_improvement
+
+OURS = "here"  # origin of a row that is not from the literature
+MISSING = "–"
+TITLES = {
+    "origin": "From",
+    "iqm": "IQM",
+    "seeds_per_game": "Seeds a game",
+    "human_normalised": "Human-normalised",
+    "random": "Random player",
+    "human": "Person",
+    "published_storm": f"Published {REFERENCE}: mean [lowest, highest]",
+    "other": "Against",
+    "other_origin": "From",
+    "steps_per_second": "Steps a second",
+    "first": "A: mean return",
+    "second": "B: mean return",
+    "difference": "B − A",
+    "normalised_difference": "B − A, human-normalised",
+}
 
 
-def run_table(runs: Sequence[Run], published: Published) -> Table:
-    """One row per run and evaluated checkpoint; the score that counts is marked."""
-    columns = (
-        Column("Game", "game"),
-        Column("Method", "method"),
-        Column("Seed", "seed"),
-        Column("Step", "step"),
-        Column("Mean return", "mean", 1),
-        Column("Std over episodes", "std_over_episodes", 1),
-        Column("Episodes", "episodes"),
-        Column("Human-normalised", "human_normalised", 3),
-        Column("Counts", "counts"),
-        Column("Evaluated", "how"),
-    )
-    rows = [
-        _run_row(run, each, published)
-        for group in by_label(runs).values()
-        for run in group
-        for each in run.evaluations
-    ]
-    return Table("evaluations", columns, rows)
+@dataclass(frozen=True)
+class Table:
+    """A frame, whose columns x_low and x_high are the bounds of its column x, and how it is shown."""
+
+    name: str  # file name without ending
+    frame: DataFrame
+    digits: Mapping[str, int]  # columns to show -> digits behind the point
+    titles: Mapping[str, str]  # of columns whose title is not simply their name
+
+    @property
+    def shown(self) -> DataFrame:
+        """The texts a reader sees, under titles; without columns that have no value."""
+        columns = {}
+        for key, digits in self.digits.items():
+            texts = [show(value, digits) for value in self.frame[key]]
+            if f"{key}_low" in self.frame:
+                bounds = zip(texts, self.frame[f"{key}_low"], self.frame[f"{key}_high"], strict=True)
+                texts = [
+                    _with_bounds(text, show(low, digits), show(high, digits)) for text, low, high in bounds
+                ]
+            if set(texts) != {MISSING}:
+                columns[self.titles.get(key, key.replace("_", " ").capitalize())] = texts
+        return DataFrame(columns)
+
+    @property
+    def ours(self) -> list[bool]:
+        """Which rows to highlight: those of ours among published ones."""
+        return list(self.frame.origin == OURS) if "origin" in self.frame else [False] * len(self.frame)
+
+    @property
+    def markdown(self) -> str:
+        """The table as GitHub's Markdown."""
+        lines = [self.shown.columns, ["---"] * len(self.shown.columns), *self.shown.to_numpy()]
+        return "".join(f"| {' | '.join(text.replace('|', '·') for text in line)} |\n" for line in lines)
 
 
-def _run_row(run: Run, evaluation: Evaluation, published: Published) -> list[Value]:
-    score = evaluation.mean, evaluation.std, evaluation.episodes, _normalised(run, evaluation.mean, published)
-    counts = "yes" if evaluation is run.scored else ""
-    return [run.game, run.label, run.seed, evaluation.step, *score, counts, evaluation.how]
+def show(value: Any, digits: int) -> str:
+    """Return a value as a reader wants it: 1,234.5, or – if it is missing."""
+    if isinstance(value, str):
+        return value
+    return MISSING if pandas.isna(value) else f"{value:,.{digits}f}"
 
 
-def _normalised(run: Run, score: float, published: Published) -> float | None:
-    return float(published.normalise(run.game, score)) if is_benchmark_game(run, published) else None
+def _with_bounds(text: str, low: str, high: str) -> str:
+    return text if low == MISSING else f"{text} [{low}, {high}]"
 
 
-def game_table(runs: Sequence[Run], published: Published) -> Table:
-    """One row per game, method and step of the score: mean and spread over seeds, beside published STORM."""
-    columns = (
-        Column("Game", "game"),
-        Column("Method", "method"),
-        Column("Step", "step"),
-        Column("Mean return", "mean", 1),
-        Column("Std over seeds", "std_over_seeds", 1),
-        Column("Seeds", "seeds"),
-        Column("Seed numbers", "seed_numbers"),
-        Column("Human-normalised", "human_normalised", 3),
-        Column("Random player", "random", 1),
-        Column("Person", "human", 1),
-        Column(f"Published {REFERENCE}: mean [lowest, highest]", "published_storm", 1, interval=True),
-    )
-    return Table("per_game", columns, [_game_row(cell, published) for cell in cells(runs)])
+def write_csv(folder: Path, name: str, frame: DataFrame) -> None:
+    """Write a frame as `folder`/`name`.csv."""
+    write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
 
 
-def _game_row(cell: Cell, published: Published) -> list[Value]:
-    scores = np.asarray(list(cell.scores.values()))
-    mean, spread = float(scores.mean()), float(scores.std(ddof=1)) if len(scores) > 1 else None
-    seeds = ", ".join(map(str, cell.scores))
-    row: list[Value] = [cell.game, cell.label, cell.step, mean, spread, len(scores), seeds]
-    if not is_benchmark_game(cell.runs[0], published):
-        return [*row, None, None, None, None]
-    levels = published.random[cell.game], published.human[cell.game]
-    reference = published.seed_range(REFERENCE, cell.game) if cell.runs[0].benchmarked else None
-    return [*row, _normalised(cell.runs[0], mean, published), *levels, reference and Interval(*reference)]
+def make_table(
+    name: str, columns: str, rows: Sequence[Sequence[Any]], titles: Mapping[str, str] = TITLES
+) -> Table:
+    """Return a table of `columns` "key key:digits …"; an Interval takes three columns of its frame."""
+    digits = {key: int(number or 0) for key, _, number in (each.partition(":") for each in columns.split())}
+    frame = DataFrame(rows, columns=list(digits))
+    for key in digits:
+        if frame[key].map(lambda value: isinstance(value, Interval)).any():
+            place = frame.columns.get_loc(key)
+            frame.insert(place + 1, f"{key}_low", frame[key].str[1])
+            frame.insert(place + 2, f"{key}_high", frame[key].str[2])
+            frame[key] = frame[key].str[0]
+    return Table(name, frame.convert_dtypes(), digits, titles)
 
 
-def aggregate_table(comparison: Comparison, partial: dict[str, int], suffix: str) -> Table:
-    """Mean, median, IQM and optimality gap of every method of a comparison, ours first.
+def span(counts: Series) -> int | str | None:
+    """Return the one number that all `counts` are, else "3 to 5"; None if none is known."""
+    known = sorted({int(count) for count in counts.dropna()})
+    return f"{known[0]} to {known[-1]}" if len(known) > 1 else next(iter(known), None)
 
-    `partial` (label -> games it has) are methods of ours that lack games of this comparison: they
-    are listed without any average.
-    """
-    columns = (
-        Column("Method", "method"),
-        Column("From", "origin"),
-        Column("Games", "games"),
-        Column("Seeds a game", "seeds"),
-        Column("Mean", "mean", 3, interval=True),
-        Column("Median", "median", 3, interval=True),
-        Column("IQM", "iqm", 3, interval=True),
-        Column("Optimality gap", "optimality_gap", 3, interval=True),
-        Column("Games above human", "superhuman"),
-    )
+
+def game_table(scores: DataFrame, published: Published) -> Table:
+    """Return one row per game, method and step of the score, beside published STORM."""
+    random, human = reference_scores()
+    rows = []
+    for (game, method, step), runs in scores[scores.counts == "yes"].groupby(["game", "method", "step"]):
+        seeds, returns = ", ".join(map(str, runs.seed)), runs["mean"]
+        row = [game, method, step, returns.mean(), returns.std(), len(runs), seeds, span(runs.episodes)]
+        levels, reference, note = [None] * 3, None, None
+        if runs.human_normalised.notna().all():
+            levels = [runs.human_normalised.mean(), random[game], human[game]]
+            if step == BENCHMARK_STEP:
+                reference, note = published.seed_range(game), published.note(game) or None
+        rows.append([*row, *levels, Interval(*reference or (None,)), note])
+    columns = "game method step mean_return:1 std_over_seeds:1 seeds seed_numbers episodes human_normalised:3"
+    return make_table("per_game", f"{columns} random:1 human:1 published_storm:1 note", rows)
+
+
+def aggregate_table(comparison: Comparison, suffix: str) -> Table:
+    """Return mean, median, IQM and optimality gap of every method of a comparison, ours first."""
+    nothing = Interval(None)
     rows = [_grid_row(label, OURS, grid) for label, grid in comparison.ours.items()]
-    for label, count in partial.items():
-        rows.append([label, OURS, count, "partial: not averaged", *[None] * 5])
+    for label, count in comparison.partial.items():
+        rows.append([label, OURS, count, "partial: not averaged", *[nothing] * 4, None])
     rows += [_grid_row(name, "published", grid) for name, grid in comparison.published.items()]
     for name, means in comparison.means_only.items():
-        values = aggregate_means(means)
-        averages = [values["mean"], values["median"], None, None, superhuman(means)]
-        rows.append([name, "published", len(means), "means only", *averages])
-    return Table(f"aggregates{suffix}", columns, rows)
+        averages = [Interval(means.mean()), Interval(np.median(means)), nothing, nothing]
+        rows.append([name, "published", len(means), "means only", *averages, sum(means > HUMAN)])
+    columns = "method origin games seeds_per_game mean:3 median:3 iqm:3 optimality_gap:3 games_above_human"
+    return make_table(f"aggregates{suffix}", columns, rows)
 
 
-def _grid_row(name: str, origin: str, grid: dict[str, np.ndarray]) -> list[Value]:
-    values = aggregate(grid)
-    counts = sorted({len(scores) for scores in grid.values()})
-    seeds = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    averages = [values[each] for each in AGGREGATES]
-    return [name, origin, len(grid), seeds, *averages, superhuman(game_means(grid))]
+def _grid_row(name: str, origin: str, grid: Grid) -> list[Any]:
+    seeds = span(Series([len(scores) for scores in grid.values()]))
+    superhuman = sum(scores.mean() > HUMAN for scores in grid.values())
+    return [name, origin, len(grid), seeds, *aggregate(grid).values(), superhuman]
 
 
 def improvement_table(comparison: Comparison, suffix: str) -> Table:
-    """Probability that a run of ours beats a run of each other method with per-run scores."""
-    columns = (
-        Column("Method", "method"),
-        Column("against", "other"),
-        Column("From", "origin"),
-        Column("Games", "games"),
-        Column("Probability of improvement", "probability", 3, interval=True),
-    )
-    rows: list[list[Value]] = []
-    for label, grid in comparison.ours.items():
-        others = [(name, OURS, other) for name, other in comparison.ours.items() if name != label]
-        others += [(name, "published", other) for name, other in comparison.published.items()]
-        for name, origin, other in others:
-            chance = probability_of_improvement(grid, other)
-            rows.append([label, name, origin, len(comparison.games), chance])
-    return Table(f"probability_of_improvement{suffix}", columns, rows)
+    """Return the probability that a run of ours beats a run of each other method with per-run scores."""
+    known = [(name, OURS, grid) for name, grid in comparison.ours.items()]
+    known += [(name, "published", grid) for name, grid in comparison.published.items()]
+    rows = [
+        [label, name, origin, len(comparison.games), probability_of_improvement(grid, other)]
+        for label, grid in comparison.ours.items()
+        for name, origin, other in known
+        if other is not grid
+    ]
+    columns = "method other other_origin games probability_of_improvement:3"
+    return make_table(f"probability_of_improvement{suffix}", columns, rows)
 
 
 def speed_table(runs: Sequence[Run]) -> Table:
-    """How long each run took, and on what."""
-    columns = (
-        Column("Game", "game"),
-        Column("Method", "method"),
-        Column("Seed", "seed"),
-        Column("State", "state"),
-        Column("Steps", "steps"),
-        Column("Hours", "hours", 2),
-        Column("Steps a second", "steps_per_second", 1),
-        Column("Hardware", "hardware"),
-        Column("Commit", "commit"),
-    )
-    rows = [_speed_row(run) for group in by_label(runs).values() for run in group]
-    return Table("wall_clock", columns, rows)
-
-
-def _speed_row(run: Run) -> list[Value]:
-    steps = run.info.get("finished_step") or run.history.last_step or None
-    seconds = run.info.get("elapsed_s") or (
-        run.history.clock_seconds[-1] if len(run.history.clock_seconds) else None
-    )
-    hours = float(seconds) / SECONDS_PER_HOUR if seconds else None
-    speed = float(steps) / float(seconds) if steps and seconds else None
-    facts = [str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")]
-    return [run.game, run.label, run.seed, facts[0], steps, hours, speed, facts[1], facts[2][:12]]
-
-
-def printed_table(published: Published) -> Table:
-    """Aggregates as papers print them, methods without a per-game table included."""
-    columns = (
-        Column("Method", "method"),
-        Column("Mean", "mean", 3),
-        Column("Median", "median", 3),
-        Column("IQM", "iqm", 3),
-        Column("Source", "source"),
-    )
-    rows = [
-        [name, *(entry.get(key) for key in ("mean", "median", "iqm")), entry["source"]]
-        for name, entry in published.printed.items()
-    ]
-    return Table("published_as_printed", columns, rows)
-
-
-def source_table(published: Published) -> Table:
-    """Where the published scores come from."""
-    columns = (Column("Method", "method"), Column("Source", "source"), Column("Note", "note"))
-    rows: list[list[Value]] = [[each.name, each.source, each.note] for each in published.methods.values()]
-    for name, entry in published.fragments.items():
-        scores = ", ".join(f"{game} {score:,.0f}" for game, score in entry["mean"].items())
-        rows.append([name, entry["source"], f"only {scores}: {entry['note']}"])
-    return Table("published_sources", columns, rows)
-
-
-def curve_table(name: str, axis: str, lines: Mapping[str, Curve]) -> Table:
-    """The points of curves, title -> curve, over `axis`."""
-    columns = (Column("Curve", "curve"), Column(axis, axis, 2), Column("Value", "value", 3, interval=True))
-    rows: list[list[Value]] = []
-    for title, (places, values, bounds) in lines.items():
-        for index, place in enumerate(places):
-            limits = [float(bound[index]) for bound in bounds] if bounds is not None else []
-            rows.append([title, float(place), Interval(float(values[index]), *limits)])
-    return Table(name, columns, rows)
+    """Return how long each run took, and on what."""
+    rows = []
+    for run in runs:
+        steps = run.info.get("finished_step") or run.history.last_step or None
+        seconds = run.info.get("elapsed_s") or next(reversed(run.history.clock_seconds), None)
+        times = [seconds / SECONDS_PER_HOUR, steps and steps / seconds] if seconds else [None, None]
+        status, hardware, commit = (
+            str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")
+        )
+        rows.append([run.game, run.label, run.seed, status, steps, *times, hardware, commit[:12]])
+    columns = "game method seed state steps hours:2 steps_per_second:1 hardware commit"
+    return make_table("wall_clock", columns, rows)

@@ -1,63 +1,36 @@
-"""The imagination videos of runs: the newest of each, as bytes an HTML page can hold."""
+"""The imagination videos of runs."""
 
 from __future__ import annotations
 
-import base64
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.runs import Run
 
-VIDEO_TAG = "Imagine/predict_video"
-MEDIA_TYPES = {b"GIF8": "image/gif", b"\x89PNG": "image/png", b"RIFF": "image/webp"}  # by first bytes
 LARGEST_VIDEO = 8_000_000  # bytes; a larger one would make the page unwieldy
 
 
-@dataclass(frozen=True)
-class Video:
-    run: Run
-    step: int
-    content: bytes
-
-    @property
-    def address(self) -> str:
-        """The video as a data: address."""
-        return f"data:{media_type(self.content)};base64,{base64.b64encode(self.content).decode()}"
-
-
-def media_type(content: bytes) -> str | None:
-    """The media type of an encoded image, None if it is none of MEDIA_TYPES."""
-    return MEDIA_TYPES.get(content[:4])
+def newest_videos(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Return caption -> GIF of the newest video of one run per game and method that left any."""
+    shown: dict[tuple[str, str], tuple[str, bytes]] = {}
+    for run in sorted(runs, key=lambda run: (run.game, run.label, run.seed)):
+        path = max((run.folder / "videos").glob("*.gif"), key=_step_of, default=None)
+        content = _read(path) if path and (run.game, run.label) not in shown else b""
+        if content:
+            caption = f"{run.game}, {run.label}, seed {run.seed}, step {_step_of(path):,}"
+            shown[run.game, run.label] = caption, content
+    return dict(shown.values())
 
 
-def newest_video(run: Run) -> Video | None:
-    """The last video a run left, in its videos/ folder or its TensorBoard events; None if it left none."""
-    video = _from_folder(run) or _from_events(run)
-    usable = video is not None and media_type(video.content) and len(video.content) <= LARGEST_VIDEO
-    return video if usable else None
-
-
-def _from_folder(run: Run) -> Video | None:
-    files = [path for path in (run.folder / "videos").glob("*") if path.suffix in (".gif", ".png", ".webp")]
-    newest = max(files, key=lambda path: (_step_of(path), path.name), default=None)
-    return Video(run, _step_of(newest), newest.read_bytes()) if newest else None
+def _read(path: Path) -> bytes:
+    """The content of a GIF; nothing if it is none, or too large."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return b""
+    return content if content.startswith(b"GIF8") and len(content) <= LARGEST_VIDEO else b""
 
 
 def _step_of(path: Path) -> int:
-    numbers = re.findall(r"\d+", path.stem)
-    return int(numbers[-1]) if numbers else 0
-
-
-def _from_events(run: Run) -> Video | None:
-    if run.events is None or not any(run.events.glob("*tfevents*")):
-        return None
-    from tensorboard.backend.event_processing import event_accumulator
-
-    keep_only_newest_image = {event_accumulator.IMAGES: 1, event_accumulator.SCALARS: 1}
-    events = event_accumulator.EventAccumulator(str(run.events), size_guidance=keep_only_newest_image)
-    events.Reload()
-    if VIDEO_TAG not in events.Tags()["images"]:
-        return None
-    newest = events.Images(VIDEO_TAG)[-1]
-    return Video(run, newest.step, newest.encoded_image_string)
+    return int((re.findall(r"\d+", path.stem) or [0])[-1])

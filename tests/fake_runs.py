@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import report
@@ -55,6 +56,7 @@ def write_run(root: Path, run: FakeRun) -> str:
     config = Config()
     config.BasicSettings.n, config.BasicSettings.Seed = run.name, run.seed
     config.BasicSettings.env_name = run.env_name or f"ALE/{run.game}-v5"
+    config.BasicSettings.config_path = f"config_files/{run.label}.yaml"
     config.BasicSettings.ReleaseQuirks = run.quirks
     config.JointTrainAgent.SampleMaxSteps = run.steps
     config.JointTrainAgent.ModelType = "GITSTORM" if run.label.startswith("GIT") else "STORM"
@@ -123,9 +125,11 @@ def gif(shade: int) -> bytes:
     return content.getvalue()
 
 
-def make_report(root: Path, *arguments: str) -> Path:
-    """Report on the runs under `root`, with quick intervals; the report's folder."""
+def make_report(root: Path, *arguments: str, draw: bool = False) -> Path:
+    """Report on the runs under `root`, with quick intervals and figures only to `draw`; its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_statistics, "RESAMPLES", 100)
+        if not draw:
+            patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
         report.main(["--outputs", str(root / "outputs"), *arguments])
     return root / "outputs" / "report"

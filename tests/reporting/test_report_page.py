@@ -11,51 +11,81 @@ from pathlib import Path
 
 import pytest
 from fake_runs import FakeRun, gif, make_report, write_evaluations, write_run
+from pandas import DataFrame
 
-from run_files.event_file import EventFile
+from reporting.figures import draw_game
 
 
 @pytest.fixture
 def two_by_two(tmp_path: Path) -> Path:
-    """A sweep of two methods and two seeds, with videos in one place or the other."""
+    """A sweep of two methods and two seeds; one run left videos, and a damaged one with a later step."""
     for label in ("STORM-tiny", "GITSTORM-tiny"):
         for seed in range(2):
             run = FakeRun("Boxing", label, seed, 10.0 + seed, 3_000, evaluated=(1_000, 2_000, 3_000))
             write_run(tmp_path, run)
-    videos = tmp_path / "outputs" / "Boxing-STORM-tiny-seed_0" / "videos"
-    videos.mkdir()
+    for name in ("Boxing-STORM-tiny-seed_0", "Boxing-GITSTORM-tiny-seed_0"):
+        (tmp_path / "outputs" / name / "videos").mkdir()
     for step, shade in ((900, 10), (3_000, 200), (2_000, 90)):
-        (videos / f"Imagine_predict_video_{step}.gif").write_bytes(gif(shade))
-    for first_step, step, shade in ((0, 1_000, 30), (1_000, 2_000, 60)):
-        events = EventFile(tmp_path / "runs" / "Boxing-GITSTORM-tiny-seed_0", first_step)
-        events.write_scalars(step, {"WorldModel/total_loss": 1.0})
-        events.write_gif(step, "Imagine/predict_video", gif(shade), 24, 48)
-        events.close()
+        path = (
+            tmp_path / "outputs" / "Boxing-STORM-tiny-seed_0" / "videos" / f"Imagine_predict_video_{step}.gif"
+        )
+        path.write_bytes(gif(shade))
+    (tmp_path / "outputs" / "Boxing-GITSTORM-tiny-seed_0" / "videos" / "Imagine_5.gif").write_bytes(b"no GIF")
     return tmp_path
 
 
 def test_page_holds_everything_and_asks_the_network_for_nothing(two_by_two: Path) -> None:
-    folder = make_report(two_by_two)
+    folder = make_report(two_by_two, draw=True)
     page = (folder / "index.html").read_text(encoding="utf-8")
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
     assert not re.search(
         r"https?://(?!www\.w3\.org)", re.sub(r'src="data:[^"]*"', "", page).split("<main>")[0]
     )
-    for shade in (200, 60):
-        assert base64.b64encode(gif(shade)).decode() in page, "the newest video of each method"
-    assert base64.b64encode(gif(30)).decode() not in page
+    assert re.findall('data:image/gif;base64,([^"]*)', page) == [base64.b64encode(gif(200)).decode()]
     assert page.count("data:image/svg+xml;base64,") == 2, "one game's curves and the efficiency"
     assert "3,000" in page and "none may be compared with published scores" in page
+    assert 'name="viewport" content="width=device-width' in page and "Highlighted rows" not in page
     for figure in ("curves/Boxing", "efficiency"):
         for ending in ("svg", "png"):
             assert (folder / "figures" / f"{figure}.{ending}").stat().st_size > 1_000
     assert "figures/efficiency.svg" in (folder / "report.md").read_text(encoding="utf-8")
 
 
-def test_run_names_cannot_inject_markup(tmp_path: Path) -> None:
+def test_what_runs_say_cannot_inject_markup(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(label="<script>alert(1)<script>"))
-    assert "<script>alert" not in (make_report(tmp_path) / "index.html").read_text(encoding="utf-8")
+    write_run(tmp_path, FakeRun(label="<b>", env_name="<b>x", evaluated=()))
+    page = (make_report(tmp_path) / "index.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "<b>" not in page and "&lt;b&gt;x" in page
+
+
+def test_rows_of_ours_are_highlighted_among_published_ones_and_freeway_has_its_note(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, FakeRun("Freeway", seed=seed, score=20.0))
+    page = (make_report(tmp_path) / "index.html").read_text(encoding="utf-8")
+    assert "Highlighted rows are runs made here" in page
+    assert re.findall(r'<tr class="ours">\s*<td>(\w+)</td>\s*<td>(\w+)</td>', page) == [("STORM", "here")] * 2
+    assert page.count("33.5 with a demonstration") >= 2
+
+
+def test_environments_without_human_scores_are_reported_in_plain_returns(tmp_path: Path) -> None:
+    for seed in range(2):
+        run = FakeRun("Dot", seed=seed, score=-150.5, env_name="Pendulum-v1", evaluated=(1_000, 2_000))
+        write_run(tmp_path, run)
+    page = (make_report(tmp_path) / "index.html").read_text(encoding="utf-8")
+    assert "-150.5" in page and "Training report" in page
+    for word in ("Atari", "ormalised", "100,000", "Random player", "ublished", "person"):
+        assert word not in re.sub("<style>.*</style>", "", page, flags=re.DOTALL), word
+
+
+@pytest.mark.parametrize("last", [3, 50, 3_000, 100_000])
+def test_axes_of_steps_have_whole_steps(last: int) -> None:
+    curve = DataFrame({"x": [1, last], "value": [0, 1], "value_low": [0, 1], "value_high": [0, 1]})
+    axis = draw_game("Pong", {"STORM": curve}, [], None, {"STORM": "red"}).axes[0]
+    ticks = axis.get_xticks()
+    assert 2 <= len(ticks) <= 7 and all(tick == round(tick) for tick in ticks)
+    labels = [label.replace(",", "") for label in axis.xaxis.get_major_formatter().format_ticks(ticks)]
+    assert list(map(int, labels)) == list(ticks)
 
 
 def test_a_new_report_replaces_the_old_one(tmp_path: Path) -> None:
@@ -113,9 +143,9 @@ def browse(page: Path, profile: Path) -> tuple[dict, str]:
     not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), reason="needs Chromium"
 )
 def test_page_works_in_a_browser(two_by_two: Path) -> None:
-    page = make_report(two_by_two) / "index.html"
+    page = make_report(two_by_two, draw=True) / "index.html"
     found, log = browse(page, two_by_two / "profile")
     assert found["complaints"] == [] and "CONSOLE" not in log
     assert found["orders"] == [["0", "0", "1", "1"], ["1", "1", "0", "0"]]
-    assert len(found["images"]) == 4 and all(found["images"])
+    assert len(found["images"]) == 3 and all(found["images"])
     assert not found["wide"], "the page itself does not scroll sideways on a phone"
