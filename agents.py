@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Agent as AgentConfig
 from configuration.schema import Config
+from configuration.spaces import ActionSpec, Spaces
+from sub_models.action_distributions import make_action_distribution
 from sub_models.batch import Rollout
-from sub_models.functions_losses import TwoHotSymlog, entropy, lambda_return, percentile, sample
+from sub_models.functions_losses import TwoHotSymlog, lambda_return, percentile, weighted_sum
 from sub_models.perceptron import perceptron
 from sub_models.world_models import WorldModel
 
@@ -40,7 +41,7 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
-        """Take a batch of returns (any shape) into the averages; the new S, a 0-d tensor."""
+        """Take a batch of returns (any shape) into the averages; return the new S, a 0-d tensor."""
         weight = 1 - self.config.ReturnDecay
         self.low.lerp_(percentile(returns, self.config.ReturnPercentileLow), weight)
         self.high.lerp_(percentile(returns, self.config.ReturnPercentileHigh), weight)
@@ -52,33 +53,36 @@ class ActorCritic(nn.Module):
 
     Args:
         config: the Agent section.
-        feature_size: K·C + D. num_actions: A.
+        feature_size: K·C + D. actions: what an action is.
         release_quirks: bootstrap the λ-return from V(s_t) as the STORM release does.
     """
 
     def __init__(
-        self, config: AgentConfig, feature_size: int, num_actions: int, release_quirks: bool = False
+        self, config: AgentConfig, feature_size: int, actions: ActionSpec, release_quirks: bool = False
     ) -> None:
         super().__init__()
         self.config = config
         self.bootstrap_shift = 0 if release_quirks else 1
         self.two_hot = TwoHotSymlog(config.ValueBins, config.BinLimit)
+        self.actions = make_action_distribution(config, actions)
         shape = (feature_size, config.HiddenDim, config.NumLayers)
-        self.actor = perceptron(*shape, num_actions, config.NormEps)
+        self.actor = perceptron(*shape, self.actions.output_size, config.NormEps)
         self.critic = perceptron(*shape, config.ValueBins, config.NormEps)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_scale = ReturnScale(config)
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters of actor and critic, which one optimizer updates."""
-        return [*self.actor.parameters(), *self.critic.parameters()]
+        self.loss_weights = {
+            "policy_loss": 1.0,
+            "value_loss": 1.0,
+            "slow_value_loss": 1.0,
+            "entropy_loss": -config.EntropyCoef,
+        }
 
     def value(self, feature: Tensor) -> Tensor:
-        """The critic's value (...) of features (..., F), float32."""
+        """Return the critic's value (...) of features (..., F), float32."""
         return self.two_hot.decode(self.critic(feature))
 
     def returns(self, rollout: Rollout, value: Tensor) -> Tensor:
-        """λ-returns (B, H) of a rollout under values (B, H+1)."""
+        """Return the λ-returns (B, H) of a rollout under values (B, H+1)."""
         return lambda_return(
             rollout.reward,
             rollout.termination,
@@ -89,7 +93,7 @@ class ActorCritic(nn.Module):
         )
 
     def loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actor and critic loss of imagined rollouts (STORM, eq. 8–11); moves the return scale.
+        """Return actor and critic loss of imagined rollouts (STORM, eq. 8–11); move the return scale.
 
         Returns:
             0-d loss, and metrics as detached 0-d tensors.
@@ -102,22 +106,16 @@ class ActorCritic(nn.Module):
         scale = self.return_scale.update(returns).clamp(min=self.config.ReturnScaleFloor)
         advantage = (returns - value[:, :-1]) / scale
 
-        log_policy = F.log_softmax(self.actor(rollout.feature[:, :-1]).float(), dim=-1)
-        log_prob = log_policy.gather(-1, rollout.action.unsqueeze(-1)).squeeze(-1)
+        outputs = self.actor(rollout.feature[:, :-1])
         maps = {
-            "policy_loss": -log_prob * advantage,
+            "policy_loss": -self.actions.log_prob(outputs, rollout.action) * advantage,
             "value_loss": self.two_hot.loss(value_logits[:, :-1], returns),
             "slow_value_loss": self.two_hot.loss(value_logits[:, :-1], self.returns(rollout, slow_value)),
-            "entropy_loss": entropy(log_policy),
+            "entropy_loss": self.actions.entropy(outputs),
         }
-        assert all(values.shape == rollout.action.shape for values in maps.values())
+        assert all(values.shape == rollout.reward.shape for values in maps.values())
         losses = {name: values.mean() for name, values in maps.items()}
-        total = (
-            losses["policy_loss"]
-            + losses["value_loss"]
-            + losses["slow_value_loss"]
-            - self.config.EntropyCoef * losses["entropy_loss"]
-        )
+        total = weighted_sum(losses, self.loss_weights)
         metrics = losses | {
             "S": self.return_scale.high - self.return_scale.low,
             "norm_ratio": scale,
@@ -130,17 +128,17 @@ class ActorCritic(nn.Module):
         return total, {name: metric.detach().clone() for name, metric in metrics.items()}
 
     @torch.no_grad()
-    def update_slow_critic(self, weight: Tensor) -> None:
-        """Move the slow critic towards the critic by `weight` in [0, 1], a 0-d tensor."""
+    def update_slow_critic(self, updated: Tensor) -> None:
+        """Move the slow critic towards the critic where `updated`, a 0-d tensor, is 1 and not 0."""
         slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
         step = torch._foreach_sub(fast, slow)
-        torch._foreach_mul_(step, weight)
+        torch._foreach_mul_(step, (1 - self.config.SlowCriticDecay) * updated)
         torch._foreach_add_(slow, step)
 
 
-def imagination_noise_size(world_model: WorldModel) -> int:
-    """Uniform numbers per imagined step: the prior's draws, and the action's."""
-    return world_model.prior.sample_noise_size + 1
+def imagination_noise_size(world_model: WorldModel, agent: ActorCritic) -> int:
+    """Return the uniform numbers that `imagine` takes per step: the prior's draws, then the action's."""
+    return world_model.prior.sample_noise_size + agent.actions.noise_size
 
 
 @torch.no_grad()
@@ -156,8 +154,8 @@ def imagine(
 
     Args:
         world_model, agent: in evaluation mode.
-        observation: uint8 (B, T, H, W, C). action: int64 (B, T).
-        context_noise: uniform (B, T, K).
+        observation: (B, T, *shape). action: (B, T, ...), as executed.
+        context_noise: uniform (B, T, world_model.posterior_noise_size).
         noise: uniform (horizon + 1, B, imagination_noise_size).
     """
     assert not world_model.training and not agent.training
@@ -165,13 +163,13 @@ def imagine(
     state = world_model.start(observation, action, context_noise, horizon)
     features, actions, hiddens = [], [], []
     for step in range(horizon + 1):
-        index = world_model.prior.sample(state.hidden, noise[step, :, :-1])
-        latent = world_model.one_hot_latent(index)
+        prior_noise, action_noise = noise[step].tensor_split([world_model.prior.sample_noise_size], dim=-1)
+        latent = world_model.one_hot_latent(world_model.prior.sample(state.hidden, prior_noise))
         feature = world_model.feature(latent, state.hidden)
         features.append(feature)
         if step < horizon:
-            actions.append(sample(agent.actor(feature), noise[step, :, -1]))
-            state = world_model.step(state, latent, actions[-1])
+            actions.append(agent.actions.draw(agent.actor(feature), action_noise))
+            state = world_model.step(state, latent, agent.actions.executed(actions[-1]))
             hiddens.append(state.hidden)
     hidden = torch.stack(hiddens, dim=1)
     return Rollout(
@@ -182,31 +180,30 @@ def imagine(
     )
 
 
-def make_models(config: Config, num_actions: int, device: torch.device) -> tuple[WorldModel, ActorCritic]:
-    """World model and agent of a config, in evaluation mode."""
-    settings, task = config.BasicSettings, config.JointTrainAgent
-    world_model = WorldModel(config.Models, task.ModelType, settings.ImageSize, num_actions)
-    agent = ActorCritic(config.Models.Agent, world_model.feature_size, num_actions, settings.ReleaseQuirks)
+def make_models(config: Config, spaces: Spaces, device: torch.device) -> tuple[WorldModel, ActorCritic]:
+    """Return world model and agent of a config, in evaluation mode."""
+    world_model = WorldModel(config.Models, config.JointTrainAgent.ModelType, spaces)
+    quirks = config.BasicSettings.ReleaseQuirks
+    agent = ActorCritic(config.Models.Agent, world_model.feature_size, spaces.action, quirks)
     world_model.to(device, memory_format=torch.channels_last)
     return world_model.eval(), agent.to(device).eval()
 
 
 class Policy:
-    """Acts on real frames with a world model and an actor (STORM, section 3.3).
+    """Acts on real observations with a world model and an actor (STORM, section 3.3).
 
-    The feature at t is (z_t, h_{t−1}): z_t from the current frame's posterior, h_{t−1} from the
-    latest steps of this environment, kept as a rolling context that is not cleared at the end
-    of an episode and is re-sampled at every step. While the context is empty actions are
-    uniformly random.
+    The feature at t is (z_t, h_{t−1}): z_t from the posterior of the current observation, h_{t−1} from
+    the latest steps of this environment, kept as a rolling context that is not cleared at the end of an
+    episode and is re-sampled at every step. While the context is empty actions are uniformly random.
 
     Args:
         world_model, agent: shared with training, or of a checkpoint.
-        num_envs: N. context_length: steps remembered.
+        num_envs: N. context_length: steps of the context.
         streams: randomness; uses the streams "acting" and "exploration".
         greedy: take the most likely action instead of a sampled one.
-        blind: draw z_t from the prior, without seeing the current frame, as the STORM release does.
-        fixed_weights: the weights never change, so that the posteriors of remembered frames are
-            kept and only re-sampled.
+        blind: draw z_t from the prior, without seeing the current observation, as the STORM release does.
+        fixed_weights: the weights never change, so that the posteriors of the context are kept and
+            only re-sampled.
     """
 
     def __init__(
@@ -228,92 +225,94 @@ class Policy:
         self.greedy = greedy
         self.blind = blind
         self.fixed_weights = fixed_weights
-        self._choose, self._encode = self.choose_action, world_model.posterior
-        self._upload: Callable[[Any], Tensor] = lambda frames: torch.as_tensor(frames).to(streams.device)
-        self._memory: Tensor | None = None  # frames, or posteriors if the weights are fixed, (N, T, ...)
-        self._actions: Tensor | None = None  # (N, T)
+        self._choose, self._encode = self.choose_action, world_model.posterior_logits
+        self._upload: Callable[[Any], Tensor] = lambda array: torch.as_tensor(array).to(streams.device)
+        self._context: Tensor | None = None  # observations, or posterior logits if the weights are fixed
+        self._actions: Tensor | None = None  # (N, T, ...), as executed
+        latent_noise = world_model.prior.sample_noise_size if blind else world_model.posterior_noise_size
+        self._noise_sizes = (latent_noise, agent.actions.noise_size)
 
     def prepare(self, execution: Execution) -> Policy:
-        """Act in the precision, and as the CUDA graph, that `execution` says; returns itself."""
+        """Act in the precision, and as the CUDA graph, that `execution` says; return itself."""
         self._choose = execution.graph(execution.autocast(self.choose_action))
-        self._encode = execution.autocast(self.world_model.posterior)
+        self._encode = execution.autocast(self.world_model.posterior_logits)
         self._upload = execution.upload
         return self
 
-    def forget_last(self) -> None:
-        """Drop the last remembered step, whose action was never carried out."""
-        if self._memory is not None:
+    def drop_last_step(self) -> None:
+        """Take the last step out of the context: its action was never carried out."""
+        if self._context is not None:
             kept = self._actions.shape[1] - 1
-            self._memory = self._memory[:, :kept] if kept else None
+            self._context = self._context[:, :kept] if kept else None
             self._actions = self._actions[:, :kept] if kept else None
 
     def choose_action(
-        self, memory: Tensor, actions: Tensor, frame: Tensor, context_noise: Tensor, noise: Tensor
+        self, context: Tensor, actions: Tensor, observation: Tensor, context_noise: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Actions on frames, given remembered steps.
+        """Return actions (N, ...), as executed, and what the context keeps of the observation.
 
         Args:
-            memory: uint8 (N, T, H, W, C), or float32 (N, T, K, C) if the weights are fixed.
-            actions: int64 (N, T). frame: uint8 (N, H, W, C).
-            context_noise: uniform (N, T, K). noise: uniform (N, latent draws + 1).
-
-        Returns:
-            Actions int64 (N,), and what to remember of the frame.
+            context: (N, T, *shape), or (N, T, K, C) if the weights are fixed.
+            actions: (N, T, ...). observation: (N, *shape).
+            context_noise: uniform (N, T, posterior_noise_size).
+            noise: uniform (N, latent's + action's draws).
         """
-        model = self.world_model
+        model, distribution = self.world_model, self.agent.actions
         if self.fixed_weights:
-            remembered = now = model.posterior(frame)
-            context = memory
+            kept = now = model.posterior_logits(observation)
         else:
-            remembered = frame
-            posterior = model.posterior(torch.cat([memory, frame.unsqueeze(1)], dim=1))
-            context, now = posterior[:, :-1], posterior[:, -1]
-        past = model.one_hot_latent(sample(context, context_noise))
-        hidden = model.sequence_model(past, actions)[:, -1]
-        draws = noise[:, :-1]
-        index = model.prior.sample(hidden, draws) if self.blind else sample(now, draws)
-        feature = model.feature(model.one_hot_latent(index), hidden)
-        logits = self.agent.actor(feature)
-        action = logits.argmax(-1) if self.greedy else sample(logits, noise[:, -1])
-        return action, remembered
+            kept = observation
+            logits = model.posterior_logits(torch.cat([context, observation.unsqueeze(1)], dim=1))
+            context, now = logits[:, :-1], logits[:, -1]
+        _, hiddens = model.summarise(context, actions, context_noise)
+        hidden = hiddens[:, -1]
+        latent_noise, action_noise = noise.tensor_split([self._noise_sizes[0]], dim=-1)
+        if self.blind:
+            latent = model.one_hot_latent(model.prior.sample(hidden, latent_noise))
+        else:
+            latent = model.draw(now, latent_noise)
+        outputs = self.agent.actor(model.feature(latent, hidden))
+        action = distribution.mode(outputs) if self.greedy else distribution.draw(outputs, action_noise)
+        return distribution.executed(action), kept
 
     @torch.no_grad()
     def act(self, observation: Tensor | np.ndarray) -> np.ndarray:
-        """Actions int64 (N,) on frames uint8 (N, H, W, C), on any device; remembers both."""
+        """Return actions (N, ...) on observations (N, *shape), on any device; both enter the context."""
         observation = self._upload(observation)
-        if self._memory is None:
+        if self._context is None:
             return self.act_randomly(observation)
-        num_latents = self.world_model.config.NumLatents
-        draws = self.world_model.prior.sample_noise_size if self.blind else num_latents
-        action, remembered = self._choose(
-            self._memory,
+        lead = self._actions.shape[:2]
+        action, kept = self._choose(
+            self._context,
             self._actions,
             observation,
-            self.streams.uniform("acting", *self._actions.shape, num_latents),
-            self.streams.uniform("acting", self.num_envs, draws + 1),
+            self.streams.uniform("acting", *lead, self.world_model.posterior_noise_size),
+            self.streams.uniform("acting", self.num_envs, sum(self._noise_sizes)),
         )
-        self._remember(remembered, action)
+        self._append(kept, action)
         return action.cpu().numpy()
 
     @torch.no_grad()
     def act_randomly(self, observation: Tensor | np.ndarray) -> np.ndarray:
-        """Uniformly random actions int64 (N,) on frames uint8 (N, H, W, C), on any device; remembers both."""
+        """Return uniformly random actions (N, ...), as `act` does."""
         observation = self._upload(observation)
-        action = self.streams.uniform("exploration", self.num_envs) * self.world_model.num_actions
-        self._remember(self._encode(observation) if self.fixed_weights else observation, action.long())
-        return action.long().cpu().numpy()
+        distribution = self.agent.actions
+        noise = self.streams.uniform("exploration", self.num_envs, distribution.noise_size)
+        action = distribution.uniform(noise)
+        self._append(self._encode(observation) if self.fixed_weights else observation, action)
+        return action.cpu().numpy()
 
-    def _remember(self, step: Tensor, action: Tensor) -> None:
-        step, action = step.unsqueeze(1), action.unsqueeze(1)
-        if self._memory is None:
-            self._memory, self._actions = step.clone(), action.clone()
+    def _append(self, observation: Tensor, action: Tensor) -> None:
+        observation, action = observation.unsqueeze(1), action.unsqueeze(1)
+        if self._context is None:
+            self._context, self._actions = observation.clone(), action.clone()
         else:
-            self._memory = torch.cat([self._memory, step], dim=1)[:, -self.context_length :]
+            self._context = torch.cat([self._context, observation], dim=1)[:, -self.context_length :]
             self._actions = torch.cat([self._actions, action], dim=1)[:, -self.context_length :]
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """The rolling context."""
-        return {"memory": self._memory, "actions": self._actions}
+        """Return the rolling context."""
+        return {"context": self._context, "actions": self._actions}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Continue with a saved context.
@@ -321,9 +320,9 @@ class Policy:
         Raises:
             KeyError, AttributeError, ValueError: it is malformed.
         """
-        memory, actions = state["memory"], state["actions"]
-        if memory is not None:
-            memory, actions = memory.to(self.streams.device), actions.to(self.streams.device)
-            if not memory.shape[:2] == actions.shape or len(actions) != self.num_envs:
-                raise ValueError(f"policy context of {tuple(memory.shape)} and {tuple(actions.shape)}")
-        self._memory, self._actions = memory, actions
+        context, actions = state["context"], state["actions"]
+        if context is not None:
+            context, actions = context.to(self.streams.device), actions.to(self.streams.device)
+            if context.shape[:2] != actions.shape[:2] or len(actions) != self.num_envs:
+                raise ValueError(f"policy context of {tuple(context.shape)} and {tuple(actions.shape)}")
+        self._context, self._actions = context, actions

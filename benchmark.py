@@ -22,6 +22,7 @@ from benchmarking.measurements import (
     batch_growth,
     copy_bandwidth,
     end_to_end,
+    environment_spaces,
     evaluation_speed,
     horizon_growth,
     measure_phases,
@@ -80,7 +81,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, help="steps of the whole loop (default 200, on a GPU 2500); 0 leaves it out"
     )
-    parser.add_argument("--actions", type=int, default=18, help="actions of the phases (default 18)")
     return parser
 
 
@@ -90,7 +90,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     execution = Execution(config.BasicSettings, device)
     clock = make_clock(config, options)
     peak = measure_peak(clock, execution.dtype)
-    phases = measure_phases(config, execution, clock, options.actions)
+    phases = measure_phases(config, execution, clock, environment_spaces(config))
     if device.type == "cuda":
         peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
@@ -190,7 +190,7 @@ def table(figures: dict[str, Any]) -> str:
 def write_profile(config: Config, options: argparse.Namespace) -> None:
     """A chrome trace of one iteration and a table of its most expensive kernels."""
     device = resolve_device(config.BasicSettings.device)
-    iteration = Iteration(config, options.actions, Execution(config.BasicSettings, device))
+    iteration = Iteration(config, environment_spaces(config), Execution(config.BasicSettings, device))
     for _ in range(options.warm_up):
         for phase in iteration.phases().values():
             phase()
@@ -214,7 +214,7 @@ def plot_growth(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("--plot needs matplotlib: pip install -r requirements.txt") from error
-    batches = batch_growth(config, make_clock(config, options), options.actions, list(BATCHES))
+    batches = batch_growth(config, make_clock(config, options), environment_spaces(config), list(BATCHES))
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for key, label in (("imagination_s", "whole"), ("without_context_s", "without the context")):
@@ -229,7 +229,7 @@ def plot_growth(
 
 def measure_horizons(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """How imagination grows with the horizon; printed too: the longest against the shortest."""
-    horizons = horizon_growth(config, make_clock(config, options), options.actions, list(HORIZONS))
+    horizons = horizon_growth(config, make_clock(config, options), environment_spaces(config), list(HORIZONS))
     first, last = min(horizons), max(horizons)
     ratio = horizons[last]["without_context_s"] / horizons[first]["without_context_s"]
     print(f"imagination without the context, horizon {last} against {first}: {ratio:.2f}×", flush=True)
@@ -266,8 +266,8 @@ def make_clock(config: Config, options: argparse.Namespace) -> Clock:
 def main(arguments: list[str]) -> None:
     """Measure as the command line says."""
     options = make_parser().parse_args(arguments)
-    if options.repeats < 1 or (options.warm_up or 0) < 0 or (options.steps or 0) < 0 or options.actions < 1:
-        raise UserError("--repeats and --actions must be at least 1, --warm-up and --steps at least 0")
+    if options.repeats < 1 or (options.warm_up or 0) < 0 or (options.steps or 0) < 0:
+        raise UserError("--repeats must be at least 1, --warm-up and --steps at least 0")
     config = load_config(options.overrides)
     on_gpu = resolve_device(config.BasicSettings.device).type == "cuda"
     before_capture = config.BasicSettings.GraphWarmUpCalls + 1 if on_gpu else 0

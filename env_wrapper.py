@@ -15,6 +15,7 @@ import torch
 
 from compute.random_streams import derive_seed
 from configuration.schema import Environment as EnvironmentSettings
+from configuration.spaces import Spaces
 from environments.single import find_spec, make_single
 from environments.state_checks import expect, expect_array
 from environments.workers import Pool, PoolFailure
@@ -104,6 +105,11 @@ class VectorEnvironment:
     def _named(self, failure: PoolFailure) -> str:
         text = str(failure)
         return text if self.name in text else f"environment {self.name!r}: {text}"
+
+    @property
+    def spaces(self) -> Spaces:
+        """What is observed and done."""
+        return Spaces(self.observation_spec, self.action_spec)
 
     @property
     def observation(self) -> np.ndarray:

@@ -172,8 +172,7 @@ class Play:
     def policy(self, step: int) -> Policy:
         """A fresh policy of one checkpoint, with fresh random streams."""
         target, config = self.target, self.target.config
-        num_actions = self.environment.num_actions
-        models = load_models(config, num_actions, self.execution, target.checkpoints, step)
+        models = load_models(config, self.environment.spaces, self.execution, target.checkpoints, step)
         greedy = config.Evaluation.Greedy
         return make_evaluation_policy(config, models, target.num_envs, self.execution, target.seed, greedy)
 

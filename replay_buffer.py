@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from configuration.spaces import Spaces
 from sub_models.batch import Batch
 from utils import UserError
 
-FIELDS = tuple(Batch.__dataclass_fields__)
+FIELDS = Batch._fields
 
 
 def gather_windows(storage: dict[str, Tensor], rows: Tensor, environment: Tensor) -> Batch:
-    """Rows (B, L) of environments (B,) out of arrays (capacity, N, ...), one gather a field."""
+    """Return rows (B, L) of environments (B,) out of arrays (capacity, N, ...), one gather a field."""
     num_envs = storage["action"].shape[1]
     flat = (rows * num_envs + environment.unsqueeze(1)).flatten()
     return Batch(
@@ -32,25 +33,24 @@ class ReplayBuffer:
 
     Args:
         capacity: rows, that is steps per environment.
-        num_envs: N. image_size: side in pixels. channels: of the images.
+        num_envs: N. spaces: what is observed and done.
         device: where the arrays live.
     """
 
-    def __init__(
-        self, capacity: int, num_envs: int, image_size: int, channels: int, device: torch.device
-    ) -> None:
+    def __init__(self, capacity: int, num_envs: int, spaces: Spaces, device: torch.device) -> None:
         self.capacity = capacity
         self.num_envs = num_envs
         self.device = device
         self.count = 0
-        lead = (capacity, num_envs)
+        forms = {
+            "observation": (spaces.observation.shape, spaces.observation.dtype),
+            "action": (spaces.action.shape, spaces.action.dtype),
+            "reward": ((), "float32"),
+            "termination": ((), "float32"),
+        }
         self._storage = {
-            "observation": torch.zeros(
-                (*lead, image_size, image_size, channels), dtype=torch.uint8, device=device
-            ),
-            "action": torch.zeros(lead, dtype=torch.int64, device=device),
-            "reward": torch.zeros(lead, dtype=torch.float32, device=device),
-            "termination": torch.zeros(lead, dtype=torch.float32, device=device),
+            name: torch.zeros((capacity, num_envs, *shape), dtype=getattr(torch, dtype), device=device)
+            for name, (shape, dtype) in forms.items()
         }
 
     @property
@@ -82,8 +82,8 @@ class ReplayBuffer:
         """Append one row, overwriting the oldest when full.
 
         Args:
-            observation: uint8 (N, H, W, C), what `action` was chosen on.
-            action: int (N,). reward: float (N,). termination: float (N,). All on any device.
+            observation: (N, *shape), what `action` was chosen on. action: (N, ...), as executed.
+            reward, termination: float (N,). All on any device.
         """
         row = self.count % self.capacity
         values = map(torch.as_tensor, (observation, action, reward, termination))

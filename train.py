@@ -12,41 +12,41 @@ from configuration.loading import config_help, config_to_yaml, load_config
 from configuration.schema import Config, JointTrainAgent
 from env_wrapper import EnvironmentFault
 from run_files.directory import RunDirectory
-from training.resume import open_session
-from training.run import Session, StopRequest
+from training.resume import open_run
+from training.run import StopRequest, TrainingRun
 from utils import UserError, run_cli
 
 NOT_FINISHED = 75  # EX_TEMPFAIL: stopped by a signal and saved; the same command continues
 MANY_PARAMETERS = 5_000_000  # from here on a CPU is too slow for a whole run
 
 
-def train(session: Session, stop: StopRequest, bar: tqdm) -> bool:
+def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
     """The loop: act, let the emulator step while the device learns, store, log, save.
 
     Returns:
         Whether the run reached its last step (False if it was asked to stop, and is saved).
     """
-    task = session.config.JointTrainAgent
-    while session.step < task.SampleMaxSteps:
+    task = run.config.JointTrainAgent
+    while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
-            session.save_state("stopped")
+            run.save_state("stopped")
             return False
-        frame = session.execution.upload(session.observation)
-        learning = session.is_warm
-        action = session.policy.act(frame) if learning else session.policy.act_randomly(frame)
-        session.environment.start_step(action)
+        observation = run.execution.upload(run.observation)
+        learning = run.is_warm
+        action = run.policy.act(observation) if learning else run.policy.act_randomly(observation)
+        run.environment.start_step(action)
         if learning:
-            session.learn()
+            run.update_models()
         try:
-            result = session.environment.finish_step()
+            result = run.environment.finish_step()
         except EnvironmentFault as fault:
-            handle_fault(session, fault, bar)
+            handle_fault(run, fault, bar)
             continue
-        session.remember(frame, action, result)
-        before, session.step = session.step, session.step + task.NumEnvs
-        session.faults_in_a_row = 0
-        session.record(result)
-        finish_step(session, before, bar)
+        run.store_step(observation, action, result)
+        before, run.step = run.step, run.step + task.NumEnvs
+        run.faults_in_a_row = 0
+        run.record(result)
+        log_and_save(run, before, bar)
     return True
 
 
@@ -55,26 +55,26 @@ def crossed(before: int, now: int, every: int) -> bool:
     return every > 0 and now // every > before // every
 
 
-def finish_step(session: Session, before: int, bar: tqdm) -> None:
-    """Log, evaluate and save what is due after the steps (before, session.step]."""
-    task, now = session.config.JointTrainAgent, session.step
+def log_and_save(run: TrainingRun, before: int, bar: tqdm) -> None:
+    """Log, evaluate and save what is due after the steps (before, run.step]."""
+    task, now = run.config.JointTrainAgent, run.step
     bar.update(min(now, task.SampleMaxSteps) - min(before, task.SampleMaxSteps))
     if crossed(before, now, task.LogEverySteps):
-        session.log()
-        bar.set_postfix_str(f"last return {session.last_return:g}")
-        check_updates(session)
+        run.log()
+        bar.set_postfix_str(f"last return {run.last_return:g}")
+        stop_if_diverged(run)
     if crossed(before, now, task.EvalEverySteps):
-        bar.write(f"step {now}: evaluated, mean return {session.evaluate():.1f}", file=sys.stderr)
+        bar.write(f"step {now}: evaluated, mean return {run.evaluate():.1f}", file=sys.stderr)
     steps = checkpoints_due(before, now, task)
     for nominal in steps:
-        session.save_checkpoint(nominal)
+        run.save_checkpoint(nominal)
     if steps:
-        line = session.health_line()
+        line = run.health_line()
         if line is not None:
             bar.write(line, file=sys.stderr)
-        session.save_state("finished" if now >= task.SampleMaxSteps else "running")
-    elif 0 < task.SaveEverySeconds <= session.seconds_since_save():
-        session.save_state("running")
+        run.save_state("finished" if now >= task.SampleMaxSteps else "running")
+    elif 0 < task.SaveEverySeconds <= run.seconds_since_save():
+        run.save_state("running")
 
 
 def checkpoints_due(before: int, now: int, task: JointTrainAgent) -> list[int]:
@@ -87,36 +87,36 @@ def checkpoints_due(before: int, now: int, task: JointTrainAgent) -> list[int]:
     return steps
 
 
-def check_updates(session: Session) -> None:
+def stop_if_diverged(run: TrainingRun) -> None:
     """Stop, saved, after too many updates in a row that were not finite."""
     try:
-        session.learner.check_health(session.config.JointTrainAgent.MaxBadUpdates)
+        run.learner.stop_if_diverged(run.config.JointTrainAgent.MaxBadUpdates)
     except UserError:
-        session.save_state("stopped")
+        run.save_state("stopped")
         raise
 
 
-def handle_fault(session: Session, fault: EnvironmentFault, bar: tqdm) -> None:
+def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
     """Drop the step whose environment failed; stop, saved, after too many in a row."""
-    session.faults += 1
-    session.faults_in_a_row += 1
-    session.policy.forget_last()
-    session.observation = fault.observation
-    line = f"step {session.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
+    run.faults += 1
+    run.faults_in_a_row += 1
+    run.policy.drop_last_step()
+    run.observation = fault.observation
+    line = f"step {run.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
     bar.write(line, file=sys.stderr)
-    session.logger.text("environment/fault", line, session.step)
-    if session.faults_in_a_row >= session.config.Environment.MaxFaults:
-        session.save_state("stopped")
-        raise UserError(f"{session.faults_in_a_row} environment faults in a row, the last one: {fault}")
+    run.logger.text("environment/fault", line, run.step)
+    if run.faults_in_a_row >= run.config.Environment.MaxFaults:
+        run.save_state("stopped")
+        raise UserError(f"{run.faults_in_a_row} environment faults in a row, the last one: {fault}")
 
 
-def announce(session: Session, config: Config) -> None:
+def announce(run: TrainingRun, config: Config) -> None:
     """Say what is about to run, and what to expect of it."""
     print(config_to_yaml(config))
-    for note in session.notes:
+    for note in run.notes:
         print(note, file=sys.stderr)
-    parameters = sum(p.numel() for p in session.learner.world_model.parameters())
-    execution = session.execution
+    parameters = sum(p.numel() for p in run.learner.world_model.parameters())
+    execution = run.execution
     print(f"run {config.BasicSettings.n}: {execution.device}, {execution.dtype}", file=sys.stderr)
     if execution.device.type == "cpu" and parameters > MANY_PARAMETERS:
         print(
@@ -136,28 +136,26 @@ def main(arguments: list[str]) -> int:
     directory = RunDirectory(config.BasicSettings.n)
     directory.lock()
     with memory_errors():
-        return run(config, directory, StopRequest())
+        return start_or_continue(config, directory, StopRequest())
 
 
-def run(config: Config, directory: RunDirectory, stop: StopRequest) -> int:
-    """Start or continue the run of a locked directory; the exit code."""
-    session = open_session(config, directory)
-    if session is None:
+def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest) -> int:
+    """Start or continue the run of a locked directory; return the exit code."""
+    run = open_run(config, directory)
+    if run is None:
         print(f"run {directory.name} is finished; its files are in {directory.outputs}")
         return 0
-    announce(session, config)
+    announce(run, config)
     total = config.JointTrainAgent.SampleMaxSteps
     try:
-        with tqdm(total=total, initial=session.step, unit="step", disable=config.BasicSettings.silent) as bar:
-            finished = train(session, stop, bar)
+        with tqdm(total=total, initial=run.step, unit="step", disable=config.BasicSettings.silent) as bar:
+            finished = train(run, stop, bar)
     finally:
-        session.close()
+        run.close()
     if finished:
         print(f"finished: {directory.outputs}")
         return 0
-    print(
-        f"stopped by {stop.signal} at step {session.step}, saved; the same command continues", file=sys.stderr
-    )
+    print(f"stopped by {stop.signal} at step {run.step}, saved; the same command continues", file=sys.stderr)
     return NOT_FINISHED
 
 

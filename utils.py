@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import importlib
 import os
 import re
 import subprocess
@@ -94,6 +95,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def as_file_name(text: str) -> str:
     """Return `text` as the name of a file or folder on any system: what may not stand in one becomes `_`."""
     return re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
+
+
+def load_class(text: str) -> Any:
+    """Return what `module:name` names, importing the module.
+
+    Raises:
+        UserError: it is not of that form, or there is no such thing.
+    """
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{text!r} names no class as module:Class ({error})") from error
 
 
 def nvidia_card_present() -> bool:

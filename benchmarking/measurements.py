@@ -25,19 +25,21 @@ from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.loading import apply_overrides
 from configuration.schema import Config
+from configuration.spaces import Spaces
+from env_wrapper import make_environment
 from evaluation.episodes import evaluation_environment, make_evaluation_policy
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.states import StateStore
-from sub_models.batch import Batch
+from sub_models.batch import Batch, Rollout
 from training.learner import Learner, make_policy
-from training.run import Session, StopRequest
+from training.run import StopRequest, TrainingRun
 from utils import UserError, resolve_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 TRACED_STEPS = 500  # at most, of the loop whose kernels are recorded
 
-Loop = Callable[[Session, StopRequest, tqdm], bool]  # train.py's: whether it came to its end
+Loop = Callable[[TrainingRun, StopRequest, tqdm], bool]  # train.py's: whether it came to its end
 
 
 @dataclass(frozen=True)
@@ -109,40 +111,55 @@ def copy_bandwidth(clock: Clock) -> float:
     return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).min_s
 
 
+def environment_spaces(config: Config) -> Spaces:
+    """Return what is observed and done in the config's environment."""
+    settings = config.BasicSettings
+    environment = make_environment(
+        settings.env_name, config.Environment, settings.ImageSize, 1, settings.Seed
+    )
+    environment.close()
+    return environment.spaces
+
+
 class Iteration:
     """One iteration's phases on random data, at the sizes of a config.
 
     Args:
-        config: of the run. num_actions: A. execution: device, precision, compilation.
+        config: of the run. spaces: what is observed and done. execution: device, precision, compilation.
     """
 
-    def __init__(self, config: Config, num_actions: int, execution: Execution) -> None:
+    def __init__(self, config: Config, spaces: Spaces, execution: Execution) -> None:
         self.config, self.execution = config, execution
         self.streams = RandomStreams(config.BasicSettings.Seed, execution.device)
-        self.learner = Learner(config, num_actions, execution, self.streams)
+        self.learner = Learner(config, spaces, execution, self.streams)
         self.policy = make_policy(config, self.learner, execution, self.streams)
         task = config.JointTrainAgent
-        self.replay = self.fill_replay(num_actions)
+        self.replay = self.fill_replay(spaces)
         self.windows = self.sample(task.BatchSize, task.BatchLength)
         self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
-        self.rollout: tuple[Tensor, ...] = ()
+        self.rollout: Rollout | None = None
         self._start = execution.graph(execution.autocast(execution.compile(self.start_imagination)))
         frame = self.windows.observation[: task.NumEnvs, 0]
         self.frame = frame
         for _ in range(task.ActingContextLength):
             self.policy.act(frame)
 
-    def fill_replay(self, num_actions: int) -> ReplayBuffer:
+    def fill_replay(self, spaces: Spaces) -> ReplayBuffer:
         """A replay buffer of random steps, a few windows long."""
-        task, model = self.config.JointTrainAgent, self.config.Models.WorldModel
+        task, rng = self.config.JointTrainAgent, np.random.default_rng(0)
         rows = 4 * max(task.BatchLength, task.ImagineContextLength)
-        side, rng = self.config.BasicSettings.ImageSize, np.random.default_rng(0)
-        replay = ReplayBuffer(rows, task.NumEnvs, side, model.InChannels, self.execution.device)
+        replay = ReplayBuffer(rows, task.NumEnvs, spaces, self.execution.device)
+        shape = (task.NumEnvs, *spaces.observation.shape)
+        is_image = spaces.observation.kind == "image"
         for _ in range(rows):
-            frame = rng.integers(256, size=(task.NumEnvs, side, side, model.InChannels), dtype=np.uint8)
-            action = rng.integers(num_actions, size=task.NumEnvs)
+            observation = (
+                rng.integers(256, size=shape, dtype=np.uint8) if is_image else rng.normal(size=shape)
+            )
+            action = self.learner.agent.actions.uniform(
+                torch.rand(task.NumEnvs, self.learner.agent.actions.noise_size)
+            )
             reward, termination = rng.integers(2, size=task.NumEnvs), rng.random(task.NumEnvs) < 0.01
-            replay.append(torch.from_numpy(frame), action, reward, termination)
+            replay.append(torch.from_numpy(observation), action, reward, termination)
         return replay
 
     def sample(self, batch_size: int, length: int) -> Batch:
@@ -155,18 +172,18 @@ class Iteration:
         self.sample(task.BatchSize, task.BatchLength)
         self.sample(task.ImagineBatchSize, task.ImagineContextLength)
 
-    def fit_world_model(self) -> None:
+    def update_world_model(self) -> None:
         """One world-model update."""
         self.learner.update_world_model(self.windows)
 
     def imagine(self) -> None:
         """One imagination."""
-        self.rollout = self.learner.imagine_from(self.contexts)
+        self.rollout = self.learner.imagine(self.contexts)
 
     def encode_context(self) -> None:
         """The part of an imagination that does not depend on the horizon."""
         model = self.learner.world_model
-        noise = self.streams.uniform("benchmark", *self.contexts.action.shape, model.config.NumLatents)
+        noise = self.streams.uniform("benchmark", *self.contexts.reward.shape, model.posterior_noise_size)
         self._start(self.contexts.observation, self.contexts.action, noise)
 
     @torch.no_grad()
@@ -175,9 +192,9 @@ class Iteration:
         horizon = self.config.JointTrainAgent.ImagineBatchLength
         return self.learner.world_model.start(observation, action, noise, horizon).hidden
 
-    def fit_agent(self) -> None:
+    def update_agent(self) -> None:
         """One agent update on the last rollout."""
-        self.learner.fit_agent(self.rollout)
+        self.learner.update_agent(self.rollout)
 
     def act(self) -> None:
         """One action per environment."""
@@ -188,9 +205,9 @@ class Iteration:
         return {
             "acting": self.act,
             "replay sampling": self.sample_all,
-            "world model": self.fit_world_model,
+            "world model": self.update_world_model,
             "imagination": self.imagine,
-            "agent": self.fit_agent,
+            "agent": self.update_agent,
         }
 
 
@@ -228,18 +245,18 @@ def count_work(function: Callable[[], Any]) -> dict[str, int]:
 
 
 def measure_phases(
-    config: Config, execution: Execution, clock: Clock, num_actions: int
+    config: Config, execution: Execution, clock: Clock, spaces: Spaces
 ) -> dict[str, dict[str, float]]:
     """Timing of each phase, its FLOP and the bytes that it moves."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
-    counted = Iteration(never, num_actions, Execution(never.BasicSettings, execution.device))
+    counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device))
     work = {name: count_work(phase) for name, phase in counted.phases().items()}
     del counted
     gc.collect()  # its functions refer to each other, and would keep their memory
     if clock.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(clock.device)
-    iteration = Iteration(config, num_actions, execution)
+    iteration = Iteration(config, spaces, execution)
     rows = {}
     for name, phase in iteration.phases().items():
         timing = clock.measure(phase)
@@ -267,40 +284,40 @@ def end_to_end(config: Config, steps: int, loop: Loop) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        session = Session(short, directory, StateStore(directory.state), None)
+        run = TrainingRun(short, directory, StateStore(directory.state), None)
         try:
             with tqdm(total=warm, disable=True) as bar:
                 stop = StopRequest()
-                finished = loop(session, stop, bar)
+                finished = loop(run, stop, bar)
                 start = time.perf_counter()
-                finished = finished and train_on(session, steps, stop, bar, loop)
+                finished = finished and train_on(run, steps, stop, bar, loop)
                 figures = {"env_steps_per_s": steps / (time.perf_counter() - start)}
-                if finished and session.execution.device.type == "cuda":
-                    figures["memory_beside_replay_bytes"] = memory_beside_replay(session)
+                if finished and run.execution.device.type == "cuda":
+                    figures["memory_beside_replay_bytes"] = memory_beside_replay(run)
                     traced = min(steps, TRACED_STEPS)
                     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-                        finished = train_on(session, traced, stop, bar, loop)
+                        finished = train_on(run, traced, stop, bar, loop)
                     busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
                     figures["host_wait_share"] = max(0.0, 1 - figures["env_steps_per_s"] * busy / traced)
         finally:
-            session.close()
+            run.close()
     if not finished:
         raise UserError(f"stopped by {stop.signal} before the {steps} steps were measured")
     return figures
 
 
-def memory_beside_replay(session: Session) -> int:
+def memory_beside_replay(run: TrainingRun) -> int:
     """Bytes of the GPU that a run has reserved at most, without those of its replay buffer."""
-    device = session.execution.device
-    stored = session.replay.nbytes if session.replay.device == device else 0
+    device = run.execution.device
+    stored = run.replay.nbytes if run.replay.device == device else 0
     return torch.cuda.max_memory_reserved(device) - stored
 
 
-def train_on(session: Session, steps: int, stop: StopRequest, bar: tqdm, loop: Loop) -> bool:
+def train_on(run: TrainingRun, steps: int, stop: StopRequest, bar: tqdm, loop: Loop) -> bool:
     """Train `steps` more and wait for the device; whether nothing stopped it."""
-    session.config.JointTrainAgent.SampleMaxSteps = session.step + steps
-    finished = loop(session, stop, bar)
-    Clock(session.execution.device, 1, 0).wait()
+    run.config.JointTrainAgent.SampleMaxSteps = run.step + steps
+    finished = loop(run, stop, bar)
+    Clock(run.execution.device, 1, 0).wait()
     return finished
 
 
@@ -310,7 +327,7 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
     seed, num_envs = config.BasicSettings.Seed, config.Evaluation.NumEnvs
     environment = evaluation_environment(config, num_envs, seed)
     try:
-        models = make_models(config, environment.num_actions, execution.device)
+        models = make_models(config, environment.spaces, execution.device)
         policy = make_evaluation_policy(config, (*models, False), num_envs, execution, seed, greedy=False)
         observation = environment.reset()
         warm_up = config.JointTrainAgent.ActingContextLength + config.BasicSettings.GraphWarmUpCalls + 1
@@ -326,7 +343,7 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
 
 
 def horizon_growth(
-    config: Config, clock: Clock, num_actions: int, horizons: list[int]
+    config: Config, clock: Clock, spaces: Spaces, horizons: list[int]
 ) -> dict[int, dict[str, float]]:
     """Seconds of imagination by horizon, with and without the context's share.
 
@@ -345,7 +362,7 @@ def horizon_growth(
                 f"Models.WorldModel.TransformerMaxLength={max(longest, config.JointTrainAgent.BatchLength)}",
             ],
         )
-        iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
+        iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
         calls += [max(1, max(horizons) // horizon)] * 2
         turns += [repeated(function, calls[-1]) for function in (iteration.imagine, iteration.encode_context)]
     fastest = [seconds / times for seconds, times in zip(clock.fastest_in_turn(turns), calls, strict=True)]
@@ -366,11 +383,11 @@ def repeated(function: Callable[[], None], times: int) -> Callable[[], None]:
     return run
 
 
-def batch_growth(config: Config, clock: Clock, num_actions: int, sizes: list[int]) -> dict[int, float]:
+def batch_growth(config: Config, clock: Clock, spaces: Spaces, sizes: list[int]) -> dict[int, float]:
     """Seconds of imagination by the number of imagined trajectories."""
     rows = {}
     for size in sizes:
         changed = apply_overrides(config, [f"JointTrainAgent.ImagineBatchSize={size}"])
-        iteration = Iteration(changed, num_actions, Execution(changed.BasicSettings, clock.device))
+        iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
         rows[size] = clock.measure(iteration.imagine).median_s
     return rows

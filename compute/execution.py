@@ -84,7 +84,7 @@ class CompiledFunction:
 
 
 class GraphedFunction:
-    """A function of tensors as one CUDA graph: one launch instead of thousands.
+    """A function of tensors, nested or not, as one CUDA graph: one launch instead of thousands.
 
     The first calls run eagerly and for real, on a side stream, so that libraries choose their
     kernels; the next one is captured. From then on a call copies its inputs into the graph's
@@ -104,15 +104,16 @@ class GraphedFunction:
         self.function = function
         self.warm_up_calls = warm_up_calls
         self.failures = failures
-        self._signature: tuple[Any, ...] = ()
+        self._signature: tuple[Any, ...] = ()  # structure, shapes and dtypes of the inputs
         self._seen = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
+        self._inputs: tuple[Any, ...] = ()
         self._outputs: Any = None
         self._side: torch.cuda.Stream | None = None
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        signature = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+    def __call__(self, *inputs: Any) -> Any:
+        tensors, structure = pytree.tree_flatten(inputs)
+        signature = (structure, [(tensor.shape, tensor.dtype) for tensor in tensors])
         if signature != self._signature:
             self._signature, self._seen, self._graph = signature, 0, None
         self._seen += 1
@@ -122,25 +123,25 @@ class GraphedFunction:
             return self._on_side_stream(*inputs)
         if self._graph is None and not self._capture(inputs):
             return self.function(*inputs)
-        torch._foreach_copy_(self._inputs, list(inputs))
+        torch._foreach_copy_(pytree.tree_leaves(self._inputs), tensors)
         self._graph.replay()
         return self._outputs
 
-    def _on_side_stream(self, *inputs: Tensor) -> Any:
+    def _on_side_stream(self, *inputs: Any) -> Any:
         self._side = self._side or torch.cuda.Stream()
         current, side = torch.cuda.current_stream(), self._side
         side.wait_stream(current)
         with torch.cuda.stream(side):
             outputs = self.function(*inputs)
         current.wait_stream(side)
-        for tensor in inputs:
+        for tensor in pytree.tree_leaves(inputs):
             tensor.record_stream(side)
         for tensor in pytree.tree_leaves(outputs):
             tensor.record_stream(current)
         return outputs
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> bool:
-        self._inputs = [tensor.clone() for tensor in inputs]
+    def _capture(self, inputs: tuple[Any, ...]) -> bool:
+        self._inputs = pytree.tree_map(torch.clone, inputs)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         random_state = torch.cuda.get_rng_state()
         try:
@@ -206,9 +207,11 @@ class Execution:
 
         The context opens and closes within the function, so that no cast weight outlives an update.
         """
+        if self.dtype == torch.float32:
+            return function
 
         def with_precision(*arguments: Any) -> Any:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with torch.autocast(self.device.type, self.dtype):
                 return function(*arguments)
 
         return with_precision

@@ -2,84 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from compute.execution import Execution
+
 
 class GuardedOptimizer:
-    """Adam whose step happens only if the loss and all gradients are finite.
+    """Adam on one model's loss, whose step happens only if the loss and all gradients are finite.
 
-    The decision is taken on the device, without waiting for it: a bad update leaves the
-    weights, Adam's averages and the module's buffers (BatchNorm statistics, return averages)
-    as they were.
+    The decision is taken on the device, without waiting for it: a bad update leaves the weights, Adam's
+    averages and the module's buffers (BatchNorm statistics, return averages) as they were.
 
     Args:
-        module: whose buffers are guarded.
-        parameters: to update.
+        module: the model; those of its parameters that require gradients are updated.
+        loss: of the model, returns (0-d loss, metrics as detached 0-d tensors).
         learning_rate, eps: Adam's.
         max_grad_norm: gradient-norm clip over all parameters.
-        scale_loss: scale the loss, as float16 needs; first by `initial_scale`.
+        execution: precision, compilation and CUDA graph of an update.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        parameters: list[nn.Parameter],
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
         learning_rate: float,
         eps: float,
         max_grad_norm: float,
-        scale_loss: bool,
-        initial_scale: float = 1.0,
+        execution: Execution,
     ) -> None:
-        self.parameters = parameters
+        self.module = module
         self.max_grad_norm = max_grad_norm
-        device = parameters[0].device
-        capturable = device.type not in ("cpu", "mps")
-        self.adam = torch.optim.Adam(parameters, lr=learning_rate, eps=eps, fused=True, capturable=capturable)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=initial_scale, enabled=scale_loss)
+        named = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        self._names, self.parameters = list(named), list(named.values())
+        device = self.parameters[0].device
+        self._fused = device.type != "meta"
+        self.adam = torch.optim.Adam(
+            self.parameters,
+            lr=learning_rate,
+            eps=eps,
+            fused=self._fused,
+            capturable=device.type == "cuda",
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=execution.initial_loss_scale, enabled=execution.scales_loss
+        )
         self.bad_streak = torch.zeros((), device=device)
         self.bad_total = torch.zeros((), device=device)
-        self.gradient_norms = torch.zeros(len(parameters), device=device)
+        self.gradient_norms = torch.zeros(len(self.parameters), device=device)
         self._buffers = list(module.buffers())
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        self._names = [names[id(parameter)] for parameter in parameters]
+        self._loss = execution.autocast(execution.compile(loss))
+        self._update = execution.graph(self._update_eagerly)
 
-    def remember(self) -> list[Tensor]:
-        """Copies of the buffers, to be taken before the forward pass and given to `step`."""
-        return [buffer.clone() for buffer in self._buffers]
-
-    def step(self, loss: Tensor, buffers_before: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Differentiate the loss and update, or undo.
+    def update(self, *inputs: object) -> dict[str, Tensor]:
+        """Take one gradient step on loss(*inputs), or undo it, as one CUDA graph where the run uses them.
 
         Returns:
-            1.0 if the update happened, else 0.0 (0-d tensor on the device), and metrics.
+            The loss's metrics, `updated` (1.0 if the update happened, else 0.0), `gradient_norm` before
+            the clip, and `bad_updates` so far; 0-d tensors on the device, overwritten by the next call.
         """
+        return self._update(*inputs)
+
+    def _update_eagerly(self, *inputs: object) -> dict[str, Tensor]:
+        before = [buffer.clone() for buffer in self._buffers]
+        self.module.train()
+        loss, metrics = self._loss(*inputs)
+        self.module.eval()
         self.adam.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.adam)
+        norm = self._clip_gradients()
+        finite = (torch.isfinite(norm) & torch.isfinite(loss)).float()
+        if self._fused:
+            self.adam.found_inf = 1 - finite  # fused Adam skips where this is 1, its step counter included
+        self.adam.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        for buffer, value in zip(self._buffers, before, strict=True):
+            buffer.copy_(torch.where(finite.bool(), buffer, value))
+        self.bad_total.add_(1 - finite)
+        self.bad_streak.add_(1).mul_(1 - finite)
+        return metrics | {"updated": finite, "gradient_norm": norm, "bad_updates": self.bad_total.clone()}
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients so that their joint norm is at most `max_grad_norm`; return it as it was."""
         gradients = [parameter.grad for parameter in self.parameters]
         self.gradient_norms = torch.stack(torch._foreach_norm(gradients))
         norm = self.gradient_norms.norm()
         torch._foreach_mul_(gradients, (self.max_grad_norm / norm).clamp(max=1.0))
-        finite = (torch.isfinite(norm) & torch.isfinite(loss)).float()
-        self.adam.found_inf = 1 - finite  # fused Adam skips where this is 1, its step counter included
-        self.adam.step()
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        for buffer, before in zip(self._buffers, buffers_before, strict=True):
-            buffer.copy_(torch.where(finite.bool(), buffer, before))
-        self.bad_total.add_(1 - finite)
-        self.bad_streak.add_(1).mul_(1 - finite)
-        return finite, {"gradient_norm": norm, "bad_updates": self.bad_total.clone()}
+        return norm
 
     def bad_parameters(self) -> list[str]:
-        """Names of the parameters whose gradient was not finite in the last update (reads the device)."""
+        """Return the names of parameters whose last gradient was not finite; waits for the device."""
         finite = torch.isfinite(self.gradient_norms).tolist()
         return [name for name, good in zip(self._names, finite, strict=True) if not good]
 
     def state_dict(self) -> dict[str, object]:
-        """Everything but the weights."""
+        """Return everything but the weights."""
         return {
             "adam": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),

@@ -33,8 +33,10 @@ class RandomStreams:
         """Seed PyTorch's default generators for this run."""
         torch.manual_seed(derive_seed(self.seed, "default"))
 
-    def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
-        """The generator of a purpose; `device` is where it is made on first use."""
+    def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator | None:
+        """Return the generator of a purpose; `device` is where it is made on first use; none on "meta"."""
+        if (device or self.device).type == "meta":
+            return None
         if purpose not in self._generators:
             generator = torch.Generator(device or self.device)
             self._generators[purpose] = generator.manual_seed(derive_seed(self.seed, purpose))

@@ -13,7 +13,7 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from configuration.keys import COMPILE, Key, Range, Texts, fixed, free, section
 from utils import DEVICE_PATTERN
@@ -31,7 +31,10 @@ POSITIVE = Range(0, ends="()")
 NOT_NEGATIVE = Range(0, ends="[)")
 AT_MOST_1 = Range(-math.inf, 1, "(]")
 BIN_LIMIT = Range(0, 80, "(]")  # symexp(80) is the largest that float32 holds with room
-MODEL_TYPES = Texts("STORM", "GITSTORM")  # a new prior appends its name
+CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:Class, of one's own
+MODEL_TYPES = Texts("STORM", "GITSTORM", CLASS, meaning="STORM, GITSTORM or module:Class")
+CODERS = Texts("auto", CLASS, meaning="auto or module:Class")
+MIXERS = Texts("concat", "concat_attention", "latent_attention")
 POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
 OBSERVATIONS = Texts("auto", "image", "vector")
@@ -116,8 +119,12 @@ class JointTrainAgent:
 class WorldModel:
     """Encoder, sequence model, heads and loss of the world model."""
 
-    InChannels: ClassVar[int] = 3
     StemChannels: int = fixed(32, "channels of the encoder's first convolution; each next one doubles", WIDTH)
+    Encoder: str = fixed("auto", "sees observations; auto: by their kind", CODERS)
+    Decoder: str = fixed("auto", "draws observations; auto: by their kind", CODERS)
+    VectorHiddenDim: int = fixed(512, "width of the encoder and decoder of vectors", WIDTH)
+    VectorLayers: int = fixed(3, "their hidden layers", COUNT)
+    StateMixer: str = fixed("concat", "how a step's latents and action become one token", MIXERS)
     NumLatents: int = fixed(32, "categorical latent variables", WIDTH, "K")
     NumClasses: int = fixed(32, "classes of each", AT_LEAST_2, "C")
     Unimix: float = fixed(0.01, "share of the uniform distribution in every categorical", RATE)
@@ -150,6 +157,9 @@ class Agent:
     Gamma: float = fixed(0.985, "discount", UNIT, "gamma")
     Lambda: float = fixed(0.95, "mixing of the λ-return", UNIT, "lambda")
     EntropyCoef: float = fixed(3e-4, "weight of the policy entropy", NOT_NEGATIVE, "eta")
+    MinStd: float = fixed(0.1, "least standard deviation of a continuous action", POSITIVE)
+    MaxStd: float = fixed(1.0, "largest standard deviation of a continuous action", POSITIVE)
+    StdShift: float = fixed(2.0, "added before the sigmoid of the deviation", Range(-math.inf))
     ValueBins: int = fixed(255, "bins of the two-hot critic", AT_LEAST_2)
     BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
     SlowCriticDecay: float = fixed(0.98, "decay of the slow critic's weight average", UNIT, "sigma")

@@ -34,3 +34,11 @@ class ActionSpec:
     def dtype(self) -> str:
         """Name of the dtype that actions are stored in."""
         return "int64" if self.kind == "discrete" else "float32"
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What an agent sees and does."""
+
+    observation: ObservationSpec
+    action: ActionSpec

@@ -17,6 +17,7 @@ from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
 from configuration.loading import load_saved_config
 from configuration.schema import Config
+from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from env_wrapper import EnvironmentFault, VectorEnvironment, make_environment
 from evaluation.tables import Episode
 from run_files.directory import find_run
@@ -88,7 +89,7 @@ def _drop_episodes(policy: Policy, fault: EnvironmentFault, faults: int, max_fau
     if faults >= max_faults:
         raise UserError(f"{faults} environment faults in a row, the last one: {fault}") from fault
     log.warning("%s; its episodes are begun anew on seeds %s", fault, fault.seeds)
-    policy.forget_last()
+    policy.drop_last_step()
 
 
 def summarise(episodes: list[Episode]) -> tuple[float, float]:
@@ -124,7 +125,7 @@ def read_checkpoint(directory: Path, step: int) -> tuple[list[Weights], bool]:
 
 
 def load_models(
-    config: Config, num_actions: int, execution: Execution, directory: Path, step: int
+    config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int
 ) -> tuple[nn.Module, nn.Module, bool]:
     """World model and agent of a checkpoint, ours or the original STORM's.
 
@@ -133,7 +134,7 @@ def load_models(
         current frame.
     """
     weights, original = read_checkpoint(directory, step)
-    models = make_models(config, num_actions, execution.device)
+    models = make_models(config, spaces, execution.device)
     for model, named, path in zip(models, weights, checkpoint_files(directory, step), strict=True):
         load_into(model, named, str(path))
     return *models, original
@@ -205,6 +206,9 @@ def load_policy(
     output = f"actor.{3 * config.Models.Agent.NumLayers}.bias"
     if output not in agent_weights:
         raise UserError(f"{checkpoint_files(run.checkpoints, step)[1]}: has no entry {output!r}")
-    models = load_models(config, agent_weights[output].numel(), execution, run.checkpoints, step)
+    side = config.BasicSettings.ImageSize
+    observation = ObservationSpec("image", (side, side, 3))
+    spaces = Spaces(observation, ActionSpec("discrete", agent_weights[output].numel()))
+    models = load_models(config, spaces, execution, run.checkpoints, step)
     greedy = config.Evaluation.Greedy if greedy is None else greedy
     return make_evaluation_policy(config, models, num_envs, execution, config.BasicSettings.Seed, greedy)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from compute.random_streams import RandomStreams
 from sub_models.batch import Batch
-from sub_models.cnn import PIXEL_MAX
-from sub_models.functions_losses import entropy, one_hot, sample
+from sub_models.functions_losses import entropy, unimix_log_probs
+from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 
 CONTEXT_MARK = (255, 200, 0)  # colour of the line above frames that the model was shown
@@ -23,7 +23,7 @@ MARK_HEIGHT = 2
 class OpenLoop:
     """What the model predicts when it sees only a context and the actions that follow."""
 
-    frames: Tensor  # float32 (B, T, C, H, W) in about [0, 1]: reconstructions, then predictions
+    prediction: Tensor  # float32 (B, T, ...), as decoder.target: reconstructions, then predictions
     hidden: Tensor  # (B, T, D): h after each step, of which the last horizon are predictions
     reward: Tensor  # float32 (B, T)
     termination: Tensor  # float32 (B, T), 0 or 1
@@ -31,27 +31,25 @@ class OpenLoop:
 
 @torch.no_grad()
 def open_loop(world_model: WorldModel, batch: Batch, context: int, streams: RandomStreams) -> OpenLoop:
-    """Posterior samples for the first `context` steps of (B, T) windows, then prior samples.
+    """Predict (B, T) windows from posterior samples of the first `context` steps, then prior samples.
 
     The real actions are taken throughout. Draws from the stream "open_loop" of `streams`,
     which should not be the training's.
     """
-    batch_size, length = batch.action.shape
-    num_latents, prior = world_model.config.NumLatents, world_model.prior
-    index = sample(
-        world_model.posterior(batch.observation[:, :context]),
-        streams.uniform("open_loop", batch_size, context, num_latents),
+    batch_size, length = batch.reward.shape
+    noise = streams.uniform("open_loop", batch_size, context, world_model.posterior_noise_size)
+    state = world_model.start(
+        batch.observation[:, :context], batch.action[:, :context], noise, length - context
     )
-    latents = [world_model.one_hot_latent(index)]
-    cache = world_model.sequence_model.make_cache(length)
-    hiddens = [world_model.sequence_model(latents[0], batch.action[:, :context], cache)]
+    states = [state]
     for step in range(context, length):
-        noise = streams.uniform("open_loop", batch_size, prior.sample_noise_size)
-        latents.append(world_model.one_hot_latent(prior.sample(hiddens[-1][:, -1], noise)).unsqueeze(1))
-        hiddens.append(world_model.sequence_model(latents[-1], batch.action[:, step : step + 1], cache))
-    hidden = torch.cat(hiddens, dim=1)
+        noise = streams.uniform("open_loop", batch_size, world_model.prior.sample_noise_size)
+        latent = world_model.one_hot_latent(world_model.prior.sample(state.hidden, noise))
+        state = world_model.step(state, latent, batch.action[:, step])
+        states.append(state)
+    hidden = torch.cat([state.hiddens for state in states], dim=1)
     return OpenLoop(
-        frames=world_model.decode(torch.cat(latents, dim=1)).float(),
+        prediction=world_model.decode(torch.cat([state.latents for state in states], dim=1)).float(),
         hidden=hidden,
         reward=world_model.predict_reward(hidden),
         termination=world_model.predict_termination(hidden),
@@ -83,7 +81,7 @@ def imagination_video(
 ) -> np.ndarray:
     """`comparison_video` of an open-loop prediction on (B, T) windows."""
     return comparison_video(
-        batch.observation, open_loop(world_model, batch, context, streams).frames, context
+        batch.observation, open_loop(world_model, batch, context, streams).prediction, context
     )
 
 
@@ -103,13 +101,13 @@ def prior_quality(world_model: WorldModel, batch: Batch, streams: RandomStreams)
         kl: nats per step, summed over latents; perplexity: per latent, exp of the
         cross-entropy of sampled latents; prior_entropy and posterior_entropy: nats per latent.
     """
-    posterior = world_model.posterior(batch.observation)
-    shape = (*batch.action.shape, world_model.config.NumLatents)
-    index = sample(posterior, streams.uniform("open_loop", *shape))
-    hidden = world_model.sequence_model(world_model.one_hot_latent(index), batch.action)[:, :-1]
-    prior = world_model.prior.log_probs(hidden)
+    logits = world_model.posterior_logits(batch.observation)
+    noise = streams.uniform("open_loop", *batch.reward.shape, world_model.posterior_noise_size)
+    latent, hidden = world_model.summarise(logits, batch.action, noise)
+    posterior = unimix_log_probs(logits, world_model.config.Unimix)
+    chosen = latent.float().unflatten(-1, world_model.latent_shape)[:, 1:]
+    prior = world_model.prior.log_probs(hidden[:, :-1])
     target = posterior[:, 1:]
-    chosen = one_hot(index[:, 1:], world_model.config.NumClasses)
     return {
         "kl": float((target.exp() * (target - prior)).sum((-2, -1)).mean()),
         "perplexity": float((-(chosen * prior).sum(-1)).mean().exp()),

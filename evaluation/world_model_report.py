@@ -29,8 +29,8 @@ from evaluation.open_loop import OpenLoop, comparison_video, mean_squared_errors
 from run_files.directory import machine_facts
 from run_files.event_file import encode_gif
 from sub_models.batch import Batch
-from sub_models.cnn import PIXEL_MAX
 from sub_models.functions_losses import categorical_kl, sample
+from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 from utils import UserError, write_atomically
 
@@ -89,7 +89,7 @@ def spread_windows(steps: Batch, windows: int, length: int) -> Batch:
     assert last >= 0, f"{steps.action.shape[1]} steps are too few for windows of {length}"
     starts = torch.linspace(0, last, windows).long()
     where = starts.unsqueeze(1) + torch.arange(length)
-    return Batch(*(values[0][where] for values in vars(steps).values()))
+    return Batch(*(values[0][where] for values in steps))
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def errors_by_horizon(
     posterior = world_model.posterior(truth)
     index = sample(posterior, streams.uniform("open_loop", *posterior.shape[:-1]))
     encoded = mean_squared_errors(truth, world_model.decode(world_model.one_hot_latent(index)).float())
-    model = mean_squared_errors(truth, prediction.frames[:, context:])
+    model = mean_squared_errors(truth, prediction.prediction[:, context:])
     copy = mean_squared_errors(truth, copied)
     moved = (truth != last).movedim(-1, 2)
     changed = moved.flatten(2).any(-1)
@@ -121,7 +121,7 @@ def errors_by_horizon(
         changed_model_error=model.where(changed, math.nan),
         changed_copy_error=copy.where(changed, math.nan),
         changed_reconstruction_error=encoded.where(changed, math.nan),
-        moved_model_error=masked_errors(truth, prediction.frames[:, context:], moved),
+        moved_model_error=masked_errors(truth, prediction.prediction[:, context:], moved),
         moved_copy_error=masked_errors(truth, copied, moved),
         reward_error=(predicted - reward).abs(),
         reward_accuracy=round_to_sign(predicted, batch.reward) == reward.sign(),
@@ -177,7 +177,7 @@ def measure(
         derive_seed(seed, "held-out episodes") % SEED_RANGE,
     )
     try:
-        models = load_models(config, environment.num_actions, execution, checkpoints, step)
+        models = load_models(config, environment.spaces, execution, checkpoints, step)
         policy = make_evaluation_policy(config, models, 1, execution, seed, settings.Greedy)
         steps, returns = play(policy, environment, settings.PredictionWindows * (context + horizon))
     finally:
@@ -200,7 +200,7 @@ def measure(
         "by_horizon": asdict(errors_by_horizon(world_model, batch, prediction, context, streams)),
     }
     shown = settings.VideoWindows
-    video = comparison_video(batch.observation[:shown], prediction.frames[:shown], context)
+    video = comparison_video(batch.observation[:shown], prediction.prediction[:shown], context)
     return result | {"beats_copy_where_changed": beats_copy(result["by_horizon"])}, video
 
 

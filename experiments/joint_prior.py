@@ -30,12 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the comm
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
+from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import MAX_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop
 from run_files.directory import machine_facts
 from sub_models.batch import Batch
-from sub_models.cnn import PIXEL_MAX
 from sub_models.functions_losses import sample, straight_through
+from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 from utils import OneLineParser, run_cli, write_atomically
 
@@ -93,10 +94,16 @@ def model_config(settings: Settings) -> Config:
     return config
 
 
+def spaces_of(settings: Settings) -> Spaces:
+    """Return what is observed and done in the scene."""
+    side = settings.image_size
+    return Spaces(ObservationSpec("image", (side, side, 3)), ActionSpec("discrete", NUM_ACTIONS))
+
+
 def make_world_model(settings: Settings, model_type: str) -> WorldModel:
     """A seeded world model in evaluation mode."""
     torch.manual_seed(settings.seed)
-    return WorldModel(model_config(settings).Models, model_type, settings.image_size, NUM_ACTIONS).eval()
+    return WorldModel(model_config(settings).Models, model_type, spaces_of(settings)).eval()
 
 
 def set_plan(world_model: WorldModel, plan: tuple[int, int, int]) -> None:
@@ -106,7 +113,6 @@ def set_plan(world_model: WorldModel, plan: tuple[int, int, int]) -> None:
     prior.plan = replace(
         prior.plan, draft_groups=draft_groups, revise_groups=revise_groups, num_revisions=num_revisions
     )
-    prior.sample_noise_size = prior.plan.noise_size
 
 
 def collect(settings: Settings) -> Batch:
@@ -143,7 +149,7 @@ def choose_windows(
 def window_batch(data: Batch, windows: int, length: int, streams: RandomStreams) -> Batch:
     """Random (B, L) windows of the experience."""
     where = choose_windows(data.action.shape, windows, length, streams)
-    return Batch(*(values[where] for values in vars(data).values()))
+    return Batch(*(values[where] for values in data))
 
 
 # Learning.
@@ -152,7 +158,7 @@ def window_batch(data: Batch, windows: int, length: int, streams: RandomStreams)
 def fit_autoencoder(world_model: WorldModel, data: Batch, settings: Settings) -> None:
     """Train encoder and decoder by the reconstruction of frames from posterior samples."""
     streams = RandomStreams(settings.seed, CPU)
-    parts = (world_model.encoder, world_model.posterior_head, world_model.decoder)
+    parts = (world_model.encoder, world_model.decoder)
     optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()], settings.learning_rate)
     world_model.train()
     for _ in range(settings.autoencoder_steps):
@@ -223,7 +229,9 @@ def imagined_frames(world_model: WorldModel, data: Batch, settings: Settings) ->
     streams = RandomStreams(settings.seed + 1, CPU)
     batch = window_batch(data, settings.imagined_windows, settings.context + settings.horizon, streams)
     return to_pixels(
-        open_loop(world_model, batch, settings.context, streams).frames[:, settings.context :].flatten(0, 1)
+        open_loop(world_model, batch, settings.context, streams)
+        .prediction[:, settings.context :]
+        .flatten(0, 1)
     )
 
 
@@ -254,8 +262,10 @@ def imagination_seconds(world_model: WorldModel, data: Batch, settings: Settings
     """CPU seconds of one imagination, contexts and policy included; the least of several."""
     streams = RandomStreams(settings.seed, CPU)
     batch = window_batch(data, settings.timed_batch, settings.timed_context, streams)
-    agent = ActorCritic(model_config(settings).Models.Agent, world_model.feature_size, NUM_ACTIONS).eval()
-    size = (settings.timed_horizon + 1, settings.timed_batch, imagination_noise_size(world_model))
+    agent = ActorCritic(
+        model_config(settings).Models.Agent, world_model.feature_size, spaces_of(settings).action
+    ).eval()
+    size = (settings.timed_horizon + 1, settings.timed_batch, imagination_noise_size(world_model, agent))
     noise = streams.uniform("imagination", *size)
     context_noise = streams.uniform("imagination", *batch.action.shape, settings.latents)
     times = []
@@ -276,7 +286,7 @@ def compare_priors(
     results = {"posterior": judge(frames["posterior"])}
     for model_type in ("STORM", "GITSTORM"):
         world_model = make_world_model(settings, model_type)
-        for part in ("encoder", "posterior_head", "decoder"):
+        for part in ("encoder", "decoder"):
             setattr(world_model, part, copy.deepcopy(getattr(autoencoder, part)))
         fit_prior(world_model, data, settings)
         for plan in plans(settings) if model_type == "GITSTORM" else [None]:

@@ -58,8 +58,8 @@ class RandomPlay:
         """Actions int64 (N,)."""
         return self.generator.integers(self.num_actions, size=self.num_envs)
 
-    def forget_last(self) -> None:
-        """Nothing is remembered."""
+    def drop_last_step(self) -> None:
+        """Do nothing: there is no context."""
 
 
 def describe(returns: list[float]) -> dict[str, Any]:

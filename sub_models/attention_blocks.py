@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sub_models.fast_forms import attend, attend_by_products
 from sub_models.precision import products_are_faster
 
 
@@ -45,30 +44,6 @@ class KeyValueCache:
         return new
 
 
-def attend_by_products(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, dropout: float
-) -> Tensor:
-    """`scaled_dot_product_attention` as two products and a softmax, (B, heads, T, head_dim) each.
-
-    On a CPU in bfloat16 PyTorch's own ways repack or scale all keys for few queries, which takes half
-    as long again and more, and its fused kernel is several times slower backwards (docs/performance.md).
-
-    Args:
-        visible: bool (queries or 1, keys), or None if all keys are.
-    """
-    bias = query.new_zeros(() if visible is None else visible.shape)
-    if visible is not None:
-        bias = bias.masked_fill(~visible, -math.inf)
-    scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=query.shape[-1] ** -0.5)
-    probabilities = F.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])
-
-
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Which keys each query may see, bool (queries, keys), the last query aligned with the last key."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
 class MultiHeadAttention(nn.Module):
     """Self-attention over x (B, T, width); with a cache also over the tokens that it holds.
 
@@ -96,24 +71,12 @@ class MultiHeadAttention(nn.Module):
         )
         if cache is not None:
             key, value = cache.append(key, value)
-        first_chunk = key.shape[2] == time
         dropout = self.attention_dropout if self.training else 0.0
-        masked = self.causal and time > 1
         if cache is not None and time == 1 and products_are_faster(query):
             seen = torch.arange(cache.keys.shape[2], device=x.device) < cache.length
             mixed = attend_by_products(query, cache.keys, cache.values, seen.unsqueeze(0), dropout)
-        elif products_are_faster(query) and (torch.is_grad_enabled() or not masked):
-            visible = causal_mask(time, key.shape[2], x.device) if masked else None
-            mixed = attend_by_products(query, key, value, visible, dropout)
         else:
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=causal_mask(time, key.shape[2], x.device) if masked and not first_chunk else None,
-                dropout_p=dropout,
-                is_causal=masked and first_chunk,
-            )
+            mixed = attend(query, key, value, self.causal, dropout)
         return self.output(rearrange(mixed, "b heads t d -> b t (heads d)"))
 
 

@@ -116,6 +116,12 @@ def free_nats(divergence: Tensor, minimum: float) -> Tensor:
     return divergence.mean().clamp(min=minimum)
 
 
+def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Return the total loss: Σ weight · loss over exactly the losses that have a weight."""
+    assert losses.keys() == weights.keys(), f"losses {[*losses]}, weights {[*weights]}"
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
 def lambda_return(
     reward: Tensor, termination: Tensor, value: Tensor, gamma: float, lambda_: float, bootstrap_shift: int = 1
 ) -> Tensor:

@@ -13,13 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from configuration.schema import MaskGit as MaskGitConfig
 from configuration.schema import Models as ModelsConfig
-from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.functions_losses import sample, unimix_log_probs
 from sub_models.torch_maskgit.masking import mask_count, random_mask
 from sub_models.torch_maskgit.sampling import DraftAndRevise
 from sub_models.torch_maskgit.transformer import MaskedTokenTransformer
+from utils import load_class
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class PriorPrediction:
 
 
 class Prior(Protocol):
-    """What the world model needs of a prior."""
+    """What the world model needs of a prior; made of the Models section."""
 
     predict_noise_size: int  # uniform numbers per position that `predict` takes
     sample_noise_size: int  # uniform numbers per position that `sample` takes
@@ -50,11 +49,12 @@ class MLPPrior(nn.Module):
     """STORM's prior: one linear layer, the K latents independent given h_t (STORM, eq. 4).
 
     Args:
-        config: the WorldModel section.
+        models: the Models section.
     """
 
-    def __init__(self, config: WorldModelConfig) -> None:
+    def __init__(self, models: ModelsConfig) -> None:
         super().__init__()
+        config = models.WorldModel
         self.shape = (config.NumLatents, config.NumClasses)
         self.unimix = config.Unimix
         self.head = nn.Linear(config.TransformerHiddenDim, config.NumLatents * config.NumClasses)
@@ -83,11 +83,12 @@ class MaskGITPrior(nn.Module):
     """GIT-STORM's prior: a masked token model of z_{t+1} given h_t (GIT-STORM, section 3.1).
 
     Args:
-        world_model: the WorldModel section. config: the MaskGit section.
+        models: the Models section.
     """
 
-    def __init__(self, world_model: WorldModelConfig, config: MaskGitConfig) -> None:
+    def __init__(self, models: ModelsConfig) -> None:
         super().__init__()
+        world_model, config = models.WorldModel, models.MaskGit
         self.num_latents = world_model.NumLatents
         self.unimix = world_model.Unimix
         self.schedule, self.min_mask_ratio = config.MaskSchedule, config.MinMaskRatio
@@ -103,7 +104,11 @@ class MaskGITPrior(nn.Module):
                 stacklevel=2,
             )
         self.predict_noise_size = 1 + self.num_latents
-        self.sample_noise_size = self.plan.noise_size
+
+    @property
+    def sample_noise_size(self) -> int:
+        """Uniform numbers per position that the present plan takes."""
+        return self.plan.noise_size
 
     def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
         """Hide a random part of the tokens and predict it; only the hidden part counts."""
@@ -136,9 +141,13 @@ class MaskGITPrior(nn.Module):
         return tokens.unflatten(0, hidden.shape[:-1])
 
 
-def make_prior(config: ModelsConfig, model_type: str) -> Prior:
-    """The prior of a model type: "STORM" or "GITSTORM"."""
-    if model_type == "GITSTORM":
-        return MaskGITPrior(config.WorldModel, config.MaskGit)
-    assert model_type == "STORM", model_type
-    return MLPPrior(config.WorldModel)
+PRIORS = {"STORM": MLPPrior, "GITSTORM": MaskGITPrior}
+
+
+def make_prior(models: ModelsConfig, model_type: str) -> Prior:
+    """Return the prior of a model type: a name in PRIORS, or module:Class.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    return (PRIORS.get(model_type) or load_class(model_type))(models)

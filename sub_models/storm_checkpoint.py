@@ -29,17 +29,17 @@ BLOCK_PARTS = {
 }
 MIXER_PARTS = {
     "stem.0.weight": "mixer.input.weight",
-    "stem.1.weight": "mixer.input_norm.weight",
-    "stem.1.bias": "mixer.input_norm.bias",
-    "stem.3.weight": "mixer.output.weight",
-    "stem.4.weight": "mixer.output_norm.weight",
-    "stem.4.bias": "mixer.output_norm.bias",
+    "stem.1.weight": "mixer.mlp.input_norm.weight",
+    "stem.1.bias": "mixer.mlp.input_norm.bias",
+    "stem.3.weight": "mixer.mlp.output.weight",
+    "stem.4.weight": "mixer.mlp.output_norm.weight",
+    "stem.4.bias": "mixer.mlp.output_norm.bias",
     "position_encoding.pos_emb.weight": "position.weight",
     "layer_norm.weight": "norm.weight",
     "layer_norm.bias": "norm.bias",
 }
 HEADS = {
-    "dist_head.post_head": "posterior_head",
+    "dist_head.post_head": "encoder.head",
     "dist_head.prior_head": "prior.head",
     "reward_decoder.head": "reward_head.6",
     "termination_decoder.head.0": "termination_head.6",

@@ -1,6 +1,7 @@
 """The world model: posterior, sequence model, prior, decoder and heads, with its loss.
 
-STORM and GIT-STORM are this one class; the prior it is given makes the difference.
+STORM and GIT-STORM are this one class; the prior it is given makes the difference. So do images and
+vectors, by their encoder and decoder, and classes and boxes of actions.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from configuration.schema import Models as ModelsConfig
 from configuration.schema import WorldModel as WorldModelConfig
+from configuration.spaces import Spaces
 from sub_models.attention_blocks import KeyValueCache
 from sub_models.batch import Batch
-from sub_models.cnn import PIXEL_MAX, Decoder, Encoder, code_size
+from sub_models.encoders import make_decoder, make_encoder
 from sub_models.functions_losses import (
     TwoHotSymlog,
     categorical_kl,
@@ -25,6 +27,7 @@ from sub_models.functions_losses import (
     sample,
     straight_through,
     unimix_log_probs,
+    weighted_sum,
 )
 from sub_models.perceptron import perceptron
 from sub_models.precision import compute_dtype
@@ -36,13 +39,14 @@ from sub_models.transformer_model import SequenceModel
 class ImaginationState:
     """Where an imagined rollout stands."""
 
-    hidden: Tensor  # (B, D): h_t
-    cache: list[KeyValueCache]  # keys and values of everything up to t
+    latents: Tensor  # (B, T, K·C): what was appended last, one step or a context
+    hiddens: Tensor  # (B, T, D): h after each of these steps
+    cache: list[KeyValueCache]  # keys and values of everything up to now
 
-
-def to_unit_range(observation: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1]."""
-    return observation.float() / PIXEL_MAX
+    @property
+    def hidden(self) -> Tensor:
+        """h_t, (B, D)."""
+        return self.hiddens[:, -1]
 
 
 class WorldModel(nn.Module):
@@ -50,73 +54,77 @@ class WorldModel(nn.Module):
 
     Args:
         config: the Models section.
-        model_type: "STORM" or "GITSTORM".
-        image_size: side of the images. num_actions: A.
+        model_type: "STORM", "GITSTORM", or a prior as module:Class.
+        spaces: what is observed and done.
     """
 
-    def __init__(self, config: ModelsConfig, model_type: str, image_size: int, num_actions: int) -> None:
+    def __init__(self, config: ModelsConfig, model_type: str, spaces: Spaces) -> None:
         super().__init__()
         self.config: WorldModelConfig = config.WorldModel
-        self.num_actions = num_actions
+        self.spaces = spaces
         width = self.config.TransformerHiddenDim
         self.latent_shape = (self.config.NumLatents, self.config.NumClasses)
         self.latent_size = self.config.NumLatents * self.config.NumClasses
         self.feature_size = self.latent_size + width
         self.two_hot = TwoHotSymlog(self.config.RewardBins, self.config.BinLimit)
-        self.encoder = Encoder(self.config, image_size)
-        self.posterior_head = nn.Linear(code_size(image_size, self.config.StemChannels), self.latent_size)
-        self.decoder = Decoder(self.config, image_size)
-        self.sequence_model = SequenceModel(self.config, num_actions)
+        self.encoder = make_encoder(self.config, spaces.observation, self.latent_size)
+        self.decoder = make_decoder(self.config, spaces.observation, self.latent_size)
+        self.sequence_model = SequenceModel(self.config, spaces.action)
         self.prior = make_prior(config, model_type)
         heads = (width, self.config.HeadLayers)
         self.reward_head = perceptron(width, *heads, self.config.RewardBins, self.config.NormEps)
         self.termination_head = perceptron(width, *heads, 1, self.config.NormEps)
+        self.loss_weights = {
+            "reconstruction_loss": 1.0,
+            "reward_loss": 1.0,
+            "termination_loss": 1.0,
+            "dynamics_loss": self.config.DynamicsWeight,
+            "representation_loss": self.config.RepresentationWeight,
+        }
+        self.posterior_noise_size = self.config.NumLatents  # uniform numbers per observation
+        self.loss_noise_size = (
+            self.posterior_noise_size + self.prior.predict_noise_size
+        )  # per step of a batch
 
     # Parts, each of which works on any number of leading axes.
 
     def posterior(self, observation: Tensor) -> Tensor:
-        """q(z | o): uint8 (..., H, W, C) → log-probabilities (..., K, C), float32."""
+        """Return q(z | o): observations (..., *shape) → log-probabilities (..., K, C), float32."""
         return unimix_log_probs(self.posterior_logits(observation), self.config.Unimix)
 
     def posterior_logits(self, observation: Tensor) -> Tensor:
-        """Logits (..., K, C) of q(z | o) before unimix, of uint8 (..., H, W, C).
-
-        Images and feature maps lie channels-last in memory. The head's weights, which are
-        stored for channel-major features, are turned to match: they are smaller than the features.
-        """
-        code = self.encoder(observation.flatten(0, -4).permute(0, 3, 1, 2))
-        weight = self.posterior_head.weight.unflatten(1, code.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        logits = F.linear(code.permute(0, 2, 3, 1).flatten(1), weight, self.posterior_head.bias)
-        return logits.unflatten(-1, self.latent_shape).unflatten(0, observation.shape[:-3])
+        """Return logits (..., K, C) of q(z | o) before unimix, of observations (..., *shape)."""
+        lead = observation.shape[: observation.dim() - len(self.spaces.observation.shape)]
+        logits = self.encoder(observation.flatten(0, len(lead) - 1))
+        return logits.unflatten(-1, self.latent_shape).unflatten(0, lead)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Images (..., C, H, W) in about [0, 1] of flat latents (..., K·C)."""
+        """Return predictions of `decoder.target(observation)` from flat latents (..., K·C).
+
+        Of images (..., C, H, W) in about [0, 1], of vectors (..., n) in symlog space.
+        """
         return self.decoder(latent.flatten(0, -2)).unflatten(0, latent.shape[:-1])
 
     def one_hot_latent(self, index: Tensor) -> Tensor:
-        """Flat one-hot latents (..., K·C) of class indices (..., K), in the dtype of the products."""
+        """Return flat one-hot latents (..., K·C) of class indices (..., K), in the dtype of the products."""
         return one_hot(index, self.config.NumClasses, compute_dtype(index.device)).flatten(-2)
 
     def feature(self, latent: Tensor, hidden: Tensor) -> Tensor:
-        """What the agent sees, (..., K·C + D): z_t beside h_{t−1} (STORM, eq. 7)."""
+        """Return what the agent sees, (..., K·C + D): z_t beside h_{t−1} (STORM, eq. 7)."""
         return torch.cat([latent, hidden.to(latent.dtype)], dim=-1)
 
     def predict_reward(self, hidden: Tensor) -> Tensor:
-        """Expected reward (...) of h (..., D), float32."""
+        """Return the expected reward (...) of h (..., D), float32."""
         return self.two_hot.decode(self.reward_head(hidden))
 
     def predict_termination(self, hidden: Tensor) -> Tensor:
-        """Whether the episode ends (...), float32 0 or 1, of h (..., D)."""
+        """Return whether the episode ends (...), float32 0 or 1, of h (..., D)."""
         return (self.termination_head(hidden).squeeze(-1) > 0).float()
 
     # Learning.
 
-    def loss_noise_size(self) -> int:
-        """Uniform numbers per step of a batch that `loss` takes."""
-        return self.config.NumLatents + self.prior.predict_noise_size
-
     def loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss of a batch of windows (STORM, eq. 5).
+        """Return the total loss of a batch of windows (STORM, eq. 5).
 
         Args:
             batch: (B, L) windows.
@@ -125,9 +133,7 @@ class WorldModel(nn.Module):
         Returns:
             0-d loss, and metrics as detached 0-d tensors.
         """
-        posterior_noise, prior_noise = noise.split(
-            [self.config.NumLatents, self.prior.predict_noise_size], dim=-1
-        )
+        posterior_noise, prior_noise = noise.tensor_split([self.posterior_noise_size], dim=-1)
         posterior = self.posterior(batch.observation)
         index = sample(posterior.detach(), posterior_noise)
         latent = straight_through(index, posterior).flatten(-2)
@@ -139,21 +145,15 @@ class WorldModel(nn.Module):
             "dynamics_loss": free_nats(dynamics, self.config.FreeNats),
             "representation_loss": free_nats(representation, self.config.FreeNats),
         }
-        total = (
-            losses["reconstruction_loss"]
-            + losses["reward_loss"]
-            + losses["termination_loss"]
-            + self.config.DynamicsWeight * losses["dynamics_loss"]
-            + self.config.RepresentationWeight * losses["representation_loss"]
-        )
+        total = weighted_sum(losses, self.loss_weights)
         metrics |= losses | {"total_loss": total, "real_reward": batch.reward.mean()}
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def head_losses(self, batch: Batch, latent: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """Loss maps (B, L), float32, of what is predicted for each step."""
-        error = self.decode(latent).float() - to_unit_range(batch.observation).movedim(-1, -3)
+        """Return loss maps (B, L), float32, of what is predicted for each step."""
+        error = self.decode(latent).float() - self.decoder.target(batch.observation)
         maps = {
-            "reconstruction_loss": error.square().sum((-3, -2, -1)),
+            "reconstruction_loss": error.square().flatten(2).sum(-1),
             "reward_loss": self.two_hot.loss(self.reward_head(hidden), batch.reward),
             "termination_loss": F.binary_cross_entropy_with_logits(
                 self.termination_head(hidden).squeeze(-1).float(), batch.termination.float(), reduction="none"
@@ -165,7 +165,7 @@ class WorldModel(nn.Module):
     def divergences(
         self, posterior: Tensor, index: Tensor, hidden: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """KL maps (B, L−1) between q(z_{t+1} | o_{t+1}) and p(z_{t+1} | h_t), and metrics.
+        """Return KL maps (B, L−1) between q(z_{t+1} | o_{t+1}) and p(z_{t+1} | h_t), and metrics.
 
         The first map carries gradient to the prior only, the second to the posterior only.
         """
@@ -185,20 +185,44 @@ class WorldModel(nn.Module):
 
     # Imagining and acting: evaluation mode, no gradient.
 
-    def start(self, observation: Tensor, action: Tensor, noise: Tensor, horizon: int) -> ImaginationState:
-        """Run the sequence model over a real context.
+    def draw(self, posterior_logits: Tensor, noise: Tensor) -> Tensor:
+        """Return flat latents (..., K·C) drawn from q(z | o) by uniform noise (..., posterior_noise_size)."""
+        return self.one_hot_latent(sample(posterior_logits, noise, self.config.Unimix))
+
+    def summarise(
+        self,
+        posterior_logits: Tensor,
+        action: Tensor,
+        noise: Tensor,
+        cache: list[KeyValueCache] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the latents of a context and run the sequence model over it.
 
         Args:
-            observation: uint8 (B, T, H, W, C). action: (B, T) int64.
-            noise: (B, T, K), uniform, draws the posterior samples.
+            posterior_logits: of q(z | o), (B, T, K, C). action: (B, T, ...).
+            noise: uniform (B, T, posterior_noise_size).
+            cache: keys and values of the context are added to it.
+
+        Returns:
+            Flat latents (B, T, K·C) and hidden states (B, T, D).
+        """
+        latent = self.draw(posterior_logits, noise)
+        return latent, self.sequence_model(latent, action, cache)
+
+    def start(self, observation: Tensor, action: Tensor, noise: Tensor, horizon: int) -> ImaginationState:
+        """Return where imagination starts, after a real context.
+
+        Args:
+            observation: (B, T, *shape). action: (B, T, ...).
+            noise: uniform (B, T, posterior_noise_size).
             horizon: steps that will be imagined after it.
         """
-        index = sample(self.posterior_logits(observation), noise, self.config.Unimix)
         cache = self.sequence_model.make_cache(observation.shape[1] + horizon)
-        hidden = self.sequence_model(self.one_hot_latent(index), action, cache)
-        return ImaginationState(hidden[:, -1], cache)
+        latent, hidden = self.summarise(self.posterior_logits(observation), action, noise, cache)
+        return ImaginationState(latent, hidden, cache)
 
     def step(self, state: ImaginationState, latent: Tensor, action: Tensor) -> ImaginationState:
-        """Append flat latents (B, K·C) and actions (B,) and summarise the past anew."""
-        hidden = self.sequence_model(latent.unsqueeze(1), action.unsqueeze(1), state.cache)
-        return ImaginationState(hidden[:, 0], state.cache)
+        """Append flat latents (B, K·C) and actions (B, ...) and summarise the past anew."""
+        latent = latent.unsqueeze(1)
+        hidden = self.sequence_model(latent, action.unsqueeze(1), state.cache)
+        return ImaginationState(latent, hidden, state.cache)

@@ -27,6 +27,7 @@ from agents import ActorCritic
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
+from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from run_files.tensor_files import reading
 from run_files.weights import load_into
 from sub_models.batch import Batch, Rollout
@@ -39,7 +40,6 @@ from utils import UserError, run_cli
 BAR = 1e-4
 LARGEST_BYTES = 2 << 30  # of all tensors of a part
 SIZES = {  # of the manifest's config: ours
-    "in_channels": "Models.WorldModel.InChannels",
     "transformer_max_length": "Models.WorldModel.TransformerMaxLength",
     "transformer_hidden_dim": "Models.WorldModel.TransformerHiddenDim",
     "transformer_num_layers": "Models.WorldModel.TransformerNumLayers",
@@ -205,8 +205,11 @@ def check_sizes(manifest: Manifest, config: Config, length: int) -> None:
 
 def make_learner(manifest: Manifest, config: Config, execution: Execution) -> Learner:
     """Our models with the original's weights, in evaluation mode."""
-    num_actions = manifest.config["action_dim"]
-    learner = Learner(config, num_actions, execution, RandomStreams(0, execution.device))
+    side = config.BasicSettings.ImageSize
+    spaces = Spaces(
+        ObservationSpec("image", (side, side, 3)), ActionSpec("discrete", manifest.config["action_dim"])
+    )
+    learner = Learner(config, spaces, execution, RandomStreams(0, execution.device))
     for model in ("world_model", "agent"):
         weights = convert(manifest.weights(getattr(manifest, model)), f"{manifest.path}: {model}")
         load_into(getattr(learner, model), weights, f"{manifest.path}: {model}")
@@ -217,7 +220,7 @@ def world_model_results(
     learner: Learner, execution: Execution, golden: dict[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
     """What the world model and the agent's networks say about the windows."""
-    action = check_range(path, golden, "action", learner.world_model.num_actions)
+    action = check_range(path, golden, "action", learner.world_model.spaces.action.size)
     index = check_range(path, golden, "latent_index", learner.world_model.config.NumClasses)
     batch = Batch(golden["obs"], action, golden["reward"], golden["termination"])
     with torch.no_grad():
@@ -277,15 +280,16 @@ def agent_update_results(learner: Learner, golden: dict[str, Tensor], path: Path
     agent = learner.agent
     if golden["ac_latent"].shape[2] != learner.world_model.feature_size:
         raise UserError(f"{path}: 'ac_latent' is not {learner.world_model.feature_size} wide")
-    action = check_range(path, golden, "ac_action", learner.world_model.num_actions)
+    action = check_range(path, golden, "ac_action", learner.world_model.spaces.action.size)
     rollout = Rollout(golden["ac_latent"], action, golden["ac_reward"], golden["ac_termination"])
-    metrics = learner.agent_step(*vars(rollout).values())
+    learner.update_agent(rollout)
+    metrics = learner.metrics.read()
     names = ("policy_loss", "value_loss", "entropy_loss", "S", "norm_ratio", "total_loss")
     biases = {
         f"ac_after_{name}_head_bias": getattr(agent, name)[-1].bias.detach()
         for name in ("actor", "critic", "slow_critic")
     }
-    return {f"ac_{name}": metrics[name] for name in names} | biases
+    return {f"ac_{name}": torch.tensor(metrics[f"ActorCritic/{name}"]) for name in names} | biases
 
 
 def compute(

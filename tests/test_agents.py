@@ -8,7 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests_support import ACTIONS, CPU, random_batch, random_rollout, small_config, small_models, uniform
+from tests_support import (
+    ACTIONS,
+    CPU,
+    SPACES,
+    random_batch,
+    random_rollout,
+    small_config,
+    small_models,
+    uniform,
+)
 from torch import Tensor
 
 from agents import ActorCritic, Policy, ReturnScale, imagination_noise_size, imagine
@@ -26,7 +35,7 @@ def models(model_type: str):  # noqa: ANN201
     if model_type == "GITSTORM-joint":
         config = small_config("GITSTORM").Models
         config.MaskGit.T_draft = config.MaskGit.T_revise = 2
-        world_model.prior = type(world_model.prior)(config.WorldModel, config.MaskGit).eval()
+        world_model.prior = type(world_model.prior)(config).eval()
     with torch.no_grad():
         for parameter in [*world_model.prior.parameters(), *agent.parameters()]:
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -96,11 +105,9 @@ def test_gradients_reach_actor_and_critic_through_their_own_losses_only() -> Non
     _, agent = models("STORM")
     total, _ = agent.loss(random_rollout(agent))
     total.backward()
-    assert all(p.grad.any() for p in agent.trained_parameters())
+    trained = [*agent.actor.parameters(), *agent.critic.parameters()]
+    assert all(p.grad.any() for p in trained)
     assert all(p.grad is None and not p.requires_grad for p in agent.slow_critic.parameters())
-    assert {id(p) for p in agent.trained_parameters()} == {
-        id(p) for p in [*agent.actor.parameters(), *agent.critic.parameters()]
-    }
     critic_gradient = [p.grad.clone() for p in agent.critic.parameters()]
     agent.zero_grad()
     rollout = random_rollout(agent)
@@ -123,7 +130,10 @@ def test_the_last_feature_serves_the_bootstrap_only() -> None:
 def test_release_quirk_bootstraps_from_the_present_state() -> None:
     config = small_config().Models.Agent
     torch.manual_seed(0)
-    quirky, plain = ActorCritic(config, 36, ACTIONS, release_quirks=True), ActorCritic(config, 36, ACTIONS)
+    quirky, plain = (
+        ActorCritic(config, 36, SPACES.action, release_quirks=True),
+        ActorCritic(config, 36, SPACES.action),
+    )
     plain.load_state_dict(quirky.state_dict())
     rollout, value = random_rollout(plain), torch.randn(6, 5)
     last = rollout.reward[:, -1] + 0.985 * (1 - rollout.termination[:, -1]) * value[:, -1]
@@ -136,7 +146,7 @@ def test_release_quirk_bootstraps_from_the_present_state() -> None:
 def test_slow_critic_is_a_moving_average() -> None:
     _, agent = models("STORM")
     slow, fast = copy.deepcopy(agent.slow_critic), copy.deepcopy(agent.critic)
-    agent.update_slow_critic(torch.tensor(0.02))
+    agent.update_slow_critic(torch.tensor(1.0))
     for new, old, target in zip(
         agent.slow_critic.parameters(), slow.parameters(), fast.parameters(), strict=True
     ):
@@ -165,7 +175,7 @@ def test_slow_critic_starts_equal() -> None:
 def test_cached_imagination_equals_uncached(model_type: str) -> None:
     world_model, agent = models(model_type)
     batch, context_noise = random_batch(6, 3), uniform(6, 3, 4, seed=1)
-    noise = uniform(6, 6, imagination_noise_size(world_model), seed=2)
+    noise = uniform(6, 6, imagination_noise_size(world_model, agent), seed=2)
     rollout = imagine(world_model, agent, batch.observation, batch.action, context_noise, noise)
     assert rollout.feature.shape == (6, 6, 36) and rollout.action.shape == (6, 5)
     assert rollout.reward.shape == rollout.termination.shape == (6, 5)
@@ -203,7 +213,7 @@ def test_imagined_actions_follow_the_policy() -> None:
     rows = 20_000
     context = [x.expand(rows, *x.shape[1:]) for x in (batch.observation, batch.action)]
     context_noise = uniform(1, 3, 4).expand(rows, 3, 4)
-    noise = uniform(2, rows, imagination_noise_size(world_model))
+    noise = uniform(2, rows, imagination_noise_size(world_model, agent))
     rollout = imagine(world_model, agent, *context, context_noise, noise)
     expected = agent.actor(rollout.feature[:, 0]).softmax(-1).mean(0)
     torch.testing.assert_close(one_hot(rollout.action[:, 0], ACTIONS).mean(0), expected, rtol=0, atol=0.015)
@@ -246,7 +256,7 @@ def test_the_feature_is_the_present_latent_beside_the_past(model_type: str) -> N
             actions.append(policy.act_randomly(frame))
             continue
         if t == 20:
-            policy.world_model.posterior_head.weight.mul_(1.3)  # the context is re-encoded as weights change
+            policy.world_model.encoder.head.weight.mul_(1.3)  # the context is re-encoded as weights change
         start = max(0, t - 16)
         context_noise, noise = step_noise(policy, t - start)
         actions.append(policy.act(frame))
@@ -326,7 +336,7 @@ def test_a_saved_context_continues() -> None:
         assert policy.act(frame).tolist() == other.act(frame).tolist()
     fresh = make_policy()
     other.load_state_dict(fresh.state_dict())
-    assert other.state_dict() == {"memory": None, "actions": None}
+    assert other.state_dict() == {"context": None, "actions": None}
 
 
 def test_a_forgotten_step_was_never_taken() -> None:
@@ -335,10 +345,10 @@ def test_a_forgotten_step_was_never_taken() -> None:
         policy.act_randomly(frame)
         other.act_randomly(frame)
     policy.act(frames(1)[0])
-    policy.forget_last()
+    policy.drop_last_step()
     for name, value in policy.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     for _ in range(5):
-        policy.forget_last()
-    policy.forget_last()
-    assert policy.state_dict() == {"memory": None, "actions": None}
+        policy.drop_last_step()
+    policy.drop_last_step()
+    assert policy.state_dict() == {"context": None, "actions": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests_support import CPU
+from tests_support import CPU, image_spaces
 
 from replay_buffer import ReplayBuffer
 from sub_models.batch import Batch
@@ -17,7 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def make_buffer(capacity: int = 10, num_envs: int = 3) -> ReplayBuffer:
-    return ReplayBuffer(capacity, num_envs, image_size=8, channels=3, device=CPU)
+    return ReplayBuffer(capacity, num_envs, image_spaces(8, 6), CPU)
 
 
 def fill(buffer: ReplayBuffer, rows: int) -> ReplayBuffer:
@@ -47,7 +47,7 @@ def test_windows_never_cross_the_write_pointer(rows: int, num_envs: int) -> None
     for length in (1, 2, 4, buffer.rows):
         batch = buffer.sample(200, length, generator())
         assert batch.action.shape == (200, length) and batch.observation.shape == (200, length, 8, 8, 3)
-        assert [x.dtype for x in vars(batch).values()] == [
+        assert [x.dtype for x in batch] == [
             torch.uint8,
             torch.int64,
             torch.float32,
@@ -112,9 +112,7 @@ def test_rows_taken_out_in_pieces_restore_the_buffer(first: int, second: int) ->
     copy.import_rows(first, buffer.export_rows(first, first + second))
     assert (copy.count, copy.oldest) == (buffer.count, buffer.oldest)
     for ours, theirs in zip(
-        vars(buffer.sample(300, 3, generator())).values(),
-        vars(copy.sample(300, 3, generator())).values(),
-        strict=True,
+        buffer.sample(300, 3, generator()), copy.sample(300, 3, generator()), strict=True
     ):
         assert torch.equal(ours, theirs)
     check_contiguous(fill(copy, 5).sample(300, 3, generator()), copy.oldest, copy.count - 1)

@@ -8,12 +8,21 @@ from agents import ActorCritic, make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
+from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from sub_models.batch import Batch, Rollout
 from sub_models.world_models import WorldModel
 from training.learner import Learner
 
 CPU = torch.device("cpu")
 ACTIONS = 3
+
+
+def image_spaces(side: int, actions: int) -> Spaces:
+    """Pictures of `side` pixels, and so many classes of actions."""
+    return Spaces(ObservationSpec("image", (side, side, 3)), ActionSpec("discrete", actions))
+
+
+SPACES = image_spaces(16, ACTIONS)
 
 
 def small_config(model_type: str = "STORM") -> Config:
@@ -39,7 +48,7 @@ def small_config(model_type: str = "STORM") -> Config:
 def small_models(model_type: str = "STORM", seed: int = 0) -> tuple[WorldModel, ActorCritic]:
     """World model and agent in evaluation mode, with random BatchNorm statistics."""
     torch.manual_seed(seed)
-    world_model, agent = make_models(small_config(model_type), ACTIONS, CPU)
+    world_model, agent = make_models(small_config(model_type), SPACES, CPU)
     for name, buffer in world_model.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.01, 0.2)
@@ -50,7 +59,7 @@ def small_learner(config: Config | None = None, seed: int = 0) -> Learner:
     """A learner with seeded weights and streams."""
     torch.manual_seed(seed)
     config = config or small_config()
-    return Learner(config, ACTIONS, Execution(config.BasicSettings, CPU), RandomStreams(seed, CPU))
+    return Learner(config, SPACES, Execution(config.BasicSettings, CPU), RandomStreams(seed, CPU))
 
 
 def random_batch(batch: int, length: int, seed: int = 0, image_size: int = 16) -> Batch:

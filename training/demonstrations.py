@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configuration.spaces import ActionSpec, Spaces
 from replay_buffer import gather_windows
 from run_files.array_files import read_arrays
 from sub_models.batch import Batch
 from utils import UserError
 
-COLOURS = 3  # red, green, blue
-KINDS = {"obs": "u", "action": "iu", "reward": "biuf", "done": "biuf"}  # dtype kinds, numpy's letters
+KEYS = ("obs", "action", "reward", "done")
 
 
 class Demonstrations:
@@ -36,14 +36,13 @@ class Demonstrations:
         device: torch.device,
     ) -> None:
         self.device = device
-        arrays = Batch(*(torch.from_numpy(array).to(device) for array in (observation, action, reward, done)))
-        self._storage = {name: array.unsqueeze(1) for name, array in vars(arrays).items()}
+        arrays = Batch(*map(torch.from_numpy, (observation, action, reward, done)))
+        self._storage = {name: array.to(device).unsqueeze(1) for name, array in arrays._asdict().items()}
 
     @staticmethod
     def load(
         path: Path,
-        num_actions: int,
-        image_size: int,
+        spaces: Spaces,
         shortest: int,
         device: torch.device,
         clip_rewards: bool,
@@ -52,7 +51,7 @@ class Demonstrations:
 
         Args:
             path: of the file; it may be hostile.
-            num_actions: A. image_size: side of the images in pixels.
+            spaces: what is observed and done in the environment.
             shortest: fewest steps that can be used, the longest window that will be drawn.
             device: where the arrays will live.
             clip_rewards: keep only the sign of rewards, as an environment does with ClipRewards.
@@ -60,13 +59,13 @@ class Demonstrations:
         Raises:
             UserError: names file and key, what was expected and what was found.
         """
-        arrays = read_arrays(path, KINDS)
-        _check_layout(path, arrays, (image_size, image_size, COLOURS), shortest)
-        _check_values(path, arrays, num_actions)
+        arrays = read_arrays(path, KEYS)
+        _check_layout(path, arrays, spaces, shortest)
+        _check_values(path, arrays, spaces.action)
         reward = arrays["reward"].astype(np.float32)
         return Demonstrations(
             np.require(arrays["obs"], requirements=["C", "W"]),
-            arrays["action"].astype(np.int64),
+            arrays["action"].astype(spaces.action.dtype),
             np.sign(reward) if clip_rewards else reward,
             arrays["done"].astype(np.float32),
             device,
@@ -89,30 +88,33 @@ class Demonstrations:
         return gather_windows(self._storage, rows, torch.zeros_like(first[:, 0]))
 
 
-def _check_layout(path: Path, arrays: dict[str, np.ndarray], image: tuple[int, ...], shortest: int) -> None:
-    """Dtypes and shapes."""
-    obs = arrays["obs"]
-    if obs.dtype != np.uint8 or obs.shape[1:] != image or obs.ndim == 0:
-        expected = ", ".join(map(str, image))
-        raise UserError(f"{path}: 'obs' is {obs.dtype} {obs.shape}, expected uint8 (T, {expected})")
+def _check_layout(path: Path, arrays: dict[str, np.ndarray], spaces: Spaces, shortest: int) -> None:
+    """Check dtypes and shapes."""
+    obs, spec = arrays["obs"], spaces.observation
+    if obs.dtype != spec.dtype or obs.ndim == 0 or obs.shape[1:] != spec.shape:
+        expected = ", ".join(map(str, spec.shape))
+        raise UserError(f"{path}: 'obs' is {obs.dtype} {obs.shape}, expected {spec.dtype} (T, {expected})")
     steps = obs.shape[0]
-    for key, kinds in KINDS.items():
+    forms = {"action": ((steps, *spaces.action.shape), "iu" if spaces.action.kind == "discrete" else "f")}
+    for key in ("action", "reward", "done"):
         array = arrays[key]
-        if array.dtype.kind not in kinds or (key != "obs" and array.shape != (steps,)):
+        shape, kinds = forms.get(key, ((steps,), "biuf"))
+        if array.dtype.kind not in kinds or array.shape != shape:
             wanted = "integers" if kinds == "iu" else "numbers"
-            raise UserError(f"{path}: {key!r} is {array.dtype} {array.shape}, expected {wanted} ({steps},)")
+            raise UserError(f"{path}: {key!r} is {array.dtype} {array.shape}, expected {wanted} {shape}")
     if steps < shortest:
         raise UserError(
             f"{path}: has {steps} steps, expected at least {shortest}, the length of a training window"
         )
 
 
-def _check_values(path: Path, arrays: dict[str, np.ndarray], num_actions: int) -> None:
+def _check_values(path: Path, arrays: dict[str, np.ndarray], actions: ActionSpec) -> None:
     action, reward, done = arrays["action"], arrays["reward"], arrays["done"]
-    if action.min() < 0 or action.max() >= num_actions:
+    low, high = (0, actions.size - 1) if actions.kind == "discrete" else (-1, 1)
+    if not (low <= action.min() and action.max() <= high):
         raise UserError(
             f"{path}: 'action' holds {action.min()} to {action.max()}, "
-            f"expected 0 to {num_actions - 1}, the environment's actions"
+            f"expected {low} to {high}, the environment's actions"
         )
     if not (np.abs(reward.astype(np.float64)) <= np.finfo(np.float32).max).all():
         raise UserError(f"{path}: 'reward' holds numbers that are not finite")

@@ -7,19 +7,25 @@ import numpy as np
 from configuration.schema import Config
 
 
-def health(metrics: dict[str, float], config: Config, num_actions: int) -> dict[str, str]:
-    """What to look at while training, each as "ok (…)" or "look (…)".
+def health(
+    metrics: dict[str, float], config: Config, policy_entropies: tuple[float, float]
+) -> dict[str, str]:
+    """Return what to look at while training, each as "ok (…)" or "look (…)".
 
     Args:
-        metrics: the latest training metrics by tag. config: of the run. num_actions: A.
+        metrics: means of the training metrics by tag. config: of the run.
+        policy_entropies: least and most that the policy's entropy can be, in nats.
 
     Returns:
-        The finding by subject: KL, posterior, policy, reward, value.
+        The finding by subject: KL, posterior, policy, reward, value; none before both models were updated.
     """
+    if not {"WorldModel/posterior_entropy", "ActorCritic/entropy_loss"} <= metrics.keys():
+        return {}
     limits = config.Health
     kl = metrics["WorldModel/dynamics_real_kl_div"]
     posterior = metrics["WorldModel/posterior_entropy"] / np.log(config.Models.WorldModel.NumClasses)
-    policy = metrics["ActorCritic/entropy_loss"] / np.log(max(2, num_actions))
+    least, most = policy_entropies
+    policy = (metrics["ActorCritic/entropy_loss"] - least) / (most - least)
     imagined, real = metrics["ActorCritic/imagined_reward"], metrics["replay_buffer/recent_reward"]
     explained = metrics["ActorCritic/value_explained"]
     gap = abs(imagined - real) / max(abs(real), abs(imagined), limits.RewardScale)
@@ -30,7 +36,7 @@ def health(metrics: dict[str, float], config: Config, num_actions: int) -> dict[
             limits.MinEntropy < posterior < limits.MaxEntropy,
             f"entropy {posterior:.0%} of uniform",
         ),
-        "policy": (policy > limits.MinEntropy, f"entropy {policy:.0%} of uniform"),
+        "policy": (policy > limits.MinEntropy, f"entropy {policy:.0%} of the most"),
         "reward": (gap < limits.MaxRewardGap, f"imagined {imagined:.3f}, real {real:.3f} a step"),
         "value": (explained > limits.MinExplained, f"explains {explained:.0%} of the returns"),
     }

@@ -10,7 +10,7 @@ from run_files.directory import RunDirectory, RunStatus
 from run_files.seals import seal_run
 from run_files.states import SavedState, StateStore
 from run_files.weights import list_checkpoints
-from training.run import Session
+from training.run import TrainingRun
 from utils import UserError
 
 OTHER_WAYS = "choose another BasicSettings.n, or BasicSettings.Restart=True to archive it and start over"
@@ -68,7 +68,7 @@ def seal_finished(directory: RunDirectory, step: int, metrics: str | None) -> No
     seal_run(directory.outputs, metrics)
 
 
-def open_session(config: Config, directory: RunDirectory) -> Session | None:
+def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     """Start a run, or continue the one in `directory`; None if that one is finished.
 
     The directory must be locked. A new run saves its first state at once, so that there is one
@@ -80,7 +80,7 @@ def open_session(config: Config, directory: RunDirectory) -> Session | None:
         logged = saved.state.get("logger", {}).get("metrics_sha256")
         seal_finished(directory, saved.step, logged)
         return None
-    session = Session(config, directory, store, saved)
+    session = TrainingRun(config, directory, store, saved)
     session.notes = [*notes, *session.notes]
     directory.unseal()
     directory.save_config(config)

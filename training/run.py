@@ -33,7 +33,7 @@ from training.learner import Learner, make_policy
 from utils import UserError, resolve_device
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
-COUNTS = ("step", "credits", "faults", "elapsed", "last_return", "started")  # saved with a state, and
+COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started")  # saved with a state, and
 PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
@@ -56,7 +56,7 @@ class StopRequest:
         self.signal = signal.Signals(number).name
 
 
-class Session:
+class TrainingRun:
     """A run: environment, replay, policy, learner, randomness, logs, and how far it has come.
 
     Args:
@@ -77,7 +77,6 @@ class Session:
         self.notes = ignored_settings(settings.env_name, config.Environment)
         device = resolve_device(settings.device)
         replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
-        check_replay_fits(config, replay_device)
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
         self.streams.seed_default()
@@ -91,23 +90,22 @@ class Session:
         )
         facts = machine_facts(device)
         self._facts = facts if saved is None else joined_facts(directory.read_status(), facts)
-        self.learner = Learner(config, self.environment.num_actions, self.execution, self.streams)
+        spaces = self.environment.spaces
+        check_replay_fits(config, spaces, replay_device)
+        self.learner = Learner(config, spaces, self.execution, self.streams)
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
-        self.replay = ReplayBuffer(
-            task.BufferMaxLength // task.NumEnvs,
-            task.NumEnvs,
-            settings.ImageSize,
-            config.Models.WorldModel.InChannels,
-            replay_device,
-        )
+        self.replay = ReplayBuffer(task.BufferMaxLength // task.NumEnvs, task.NumEnvs, spaces, replay_device)
         self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
-        self.step = self.credits = self.faults = self.faults_in_a_row = 0
+        self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
         self.elapsed = 0.0
         self.last_return = float("nan")
+        self.findings: dict[str, str] = {}  # on the health of learning, when last logged
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._clock = self._log_clock = self._save_clock = time.monotonic()
         self._log_step = 0
-        self._saved_progress: tuple[int, int, int] | None = None  # steps, credits and faults when last saved
+        self._saved_progress: tuple[int, int, int] | None = (
+            None  # steps, learned steps and faults when last saved
+        )
         if saved is None:
             self.observation = self.environment.reset()
             self._initialise_weights()
@@ -124,44 +122,43 @@ class Session:
         """Whether the replay buffer holds enough to learn from."""
         return len(self.replay) >= self.config.JointTrainAgent.BufferWarmUp
 
-    def learn(self) -> None:
-        """The updates that one vector step has earned: per credit the world model, then the agent."""
+    def update_models(self) -> None:
+        """Run the updates that are due: for each environment's step the world model's, then the agent's."""
         task = self.config.JointTrainAgent
         for _ in range(task.NumEnvs):
-            self.credits += 1
-            if self.credits % task.TrainDynamicsEverySteps == 0:
+            self.learned_steps += 1
+            if self.learned_steps % task.TrainDynamicsEverySteps == 0:
                 self.learner.update_world_model(
                     self.sample("replay", task.BatchSize, task.DemonstrationBatchSize, task.BatchLength)
                 )
-            if self.credits % task.TrainAgentEverySteps == 0:
-                self.learner.update_agent(
-                    self.sample(
-                        "contexts",
-                        task.ImagineBatchSize,
-                        task.ImagineDemonstrationBatchSize,
-                        task.ImagineContextLength,
-                    )
+            if self.learned_steps % task.TrainAgentEverySteps == 0:
+                contexts = self.sample(
+                    "contexts",
+                    task.ImagineBatchSize,
+                    task.ImagineDemonstrationBatchSize,
+                    task.ImagineContextLength,
                 )
+                self.learner.update_agent(self.learner.imagine(contexts))
 
     def sample(self, purpose: str, batch_size: int, demonstrations: int, length: int) -> Batch:
-        """Windows from the replay buffer, and from the demonstrations if there are any, on the device."""
+        """Return windows from the replay buffer and the demonstrations, on the execution's device."""
         generator = self.streams.generator(purpose, self.replay.device)
         batch = self.replay.sample(batch_size, length, generator)
         if self.demonstrations is not None:
             batch = Batch.concatenate(batch, self.demonstrations.sample(demonstrations, length, generator))
         if self.replay.device == self.execution.device:
             return batch
-        return Batch(*map(self.execution.upload, vars(batch).values()))
+        return Batch(*map(self.execution.upload, batch))
 
-    def remember(self, frame: Tensor, action: np.ndarray, result: StepResult) -> None:
-        """Append a step to the replay buffer and go on to the next frame.
+    def store_step(self, observation: Tensor, action: np.ndarray, result: StepResult) -> None:
+        """Append a step to the replay buffer and go on to the next observation.
 
         Args:
-            frame: what `action` was chosen on, uint8 (N, H, W, C), on the execution's device.
+            observation: what `action` was chosen on, (N, *shape), on the execution's device.
         """
         row = (action, result.reward, result.termination)
         if self.replay.device == self.execution.device:
-            self.replay.append(frame, *map(self.execution.upload, row))
+            self.replay.append(observation, *map(self.execution.upload, row))
         else:
             self.replay.append(self.observation, *row)
         self.observation = result.observation
@@ -170,8 +167,7 @@ class Session:
         settings, task = self.config.BasicSettings, self.config.JointTrainAgent
         return Demonstrations.load(
             Path(settings.trajectory_path),
-            self.environment.num_actions,
-            settings.ImageSize,
+            self.environment.spaces,
             max(task.BatchLength, task.ImagineContextLength),
             self.replay.device,
             self.config.Environment.ClipRewards,
@@ -207,14 +203,16 @@ class Session:
             )
 
     def log(self) -> None:
-        """Log the latest update's metrics."""
+        """Log the means of the updates' metrics since the last time."""
         now = time.monotonic()
         speed = (self.step - self._log_step) / max(now - self._log_clock, 1e-9)
         self._log_clock, self._log_step = now, self.step
-        values = self._metrics()
-        values |= {
-            f"health/{name}": float(text.startswith("ok")) for name, text in self._health(values).items()
+        values = self.learner.metrics.read() | {
+            "replay_buffer/length": len(self.replay),
+            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
         }
+        self.findings = health(values, self.config, self.learner.agent.actions.entropy_range)
+        values |= {f"health/{name}": float(text.startswith("ok")) for name, text in self.findings.items()}
         values |= {
             "environment/faults": self.faults,
             "time/steps_per_s": speed,
@@ -223,32 +221,17 @@ class Session:
         self.logger.scalars(self.step, values)
 
     def health_line(self) -> str | None:
-        """One line on how learning goes, None before the first update of both models."""
-        findings = self._health(self._metrics())
-        if not findings:
+        """Return one line on how learning went when it was last logged; None if neither model was updated."""
+        if not self.findings:
             return None
-        return f"step {self.step}: " + "; ".join(f"{name} {text}" for name, text in findings.items())
-
-    def _metrics(self) -> dict[str, float]:
-        """Of the latest updates and of the replay buffer, by tag."""
-        return self.learner.read_metrics() | {
-            "replay_buffer/length": len(self.replay),
-            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
-        }
-
-    def _health(self, metrics: dict[str, float]) -> dict[str, str]:
-        """The health findings, none before the first update of both models."""
-        try:
-            return health(metrics, self.config, self.environment.num_actions)
-        except KeyError:  # not both have been updated yet
-            return {}
+        return f"step {self.step}: " + "; ".join(f"{name} {text}" for name, text in self.findings.items())
 
     def seconds(self) -> float:
         """Wall-clock seconds of all processes of this run."""
         return self.elapsed + time.monotonic() - self._clock
 
     def evaluate(self) -> float:
-        """Mean return of fresh episodes with the present weights; training's streams do not advance."""
+        """Return the mean return of fresh episodes with the present weights; no stream advances."""
         settings = self.config.Evaluation
         models = (self.learner.world_model, self.learner.agent, False)
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
@@ -270,14 +253,14 @@ class Session:
     # Saving and restoring.
 
     def save_checkpoint(self, nominal_step: int) -> None:
-        """Write the weights, named by their nominal step, and an imagination video."""
+        """Write the weights, named by their nominal step, and of images an imagination video."""
         for name in ("world_model", "agent"):
             save_weights(
                 self.directory.checkpoints / f"{name}_{nominal_step}.pth", getattr(self.learner, name)
             )
         task, evaluation = self.config.JointTrainAgent, self.config.Evaluation
         length = task.ImagineContextLength + task.ImagineBatchLength
-        if self.replay.rows >= length:
+        if self.replay.rows >= length and self.environment.spaces.observation.kind == "image":
             streams = RandomStreams(
                 derive_seed(self.streams.seed, "video", nominal_step), self.execution.device
             )
@@ -293,7 +276,7 @@ class Session:
         What was saved just before is not saved twice, so that the state before the newest one
         stays an earlier one. A run that is no longer "running" is sealed.
         """
-        progress = (self.step, self.credits, self.faults)
+        progress = (self.step, self.learned_steps, self.faults)
         if progress != self._saved_progress:
             self.store.save(self.step, self.state_dict(), self.replay)
             self._saved_progress = progress

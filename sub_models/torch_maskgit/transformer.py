@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from configuration.schema import MaskGit as MaskGitConfig
 from sub_models.attention_blocks import BidirectionalBlock
+from sub_models.fast_forms import linear_of_condition, linear_of_embeddings
 
 
 class MaskedTokenTransformer(nn.Module):
@@ -56,13 +57,13 @@ class MaskedTokenTransformer(nn.Module):
         hidden (M, D) → (M, K, width).
         """
         slices = hidden.unflatten(-1, (self.num_tokens, -1))
-        return F.linear(slices, self.input.weight[:, self.token.embedding_dim :])
+        return linear_of_condition(slices, self.token, self.input)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """tokens (M, K) int64, masked ones C; condition from `condition` → logits (M, K, C)."""
-        # Linear(concat(embedding, slice)), with the embedding's part looked up in the projected table.
-        table = F.linear(self.token.weight, self.input.weight[:, : self.token.embedding_dim], self.input.bias)
-        x = F.embedding(tokens, table) + (condition + self.position.weight.to(condition.dtype))
+        # input(concat(token(tokens), slice)) + position, the two parts of the product apart.
+        embedded = linear_of_embeddings(tokens, self.token, self.input)
+        x = embedded + (condition + self.position.weight.to(condition.dtype))
         for block in self.blocks:
             x = block(x)
         x = self.output_norm(F.gelu(self.output(x)))

@@ -84,13 +84,13 @@ def test_a_horizon_counts_the_fastest_of_turns_of_the_same_length(monkeypatch: p
     monkeypatch.setattr(benchmark.Iteration, "encode_context", counting)
     config = benchmark.load_config(SMALL)
     clock = benchmark.Clock(benchmark.resolve_device("cpu"), 1, 0)
-    growth = benchmark.horizon_growth(config, clock, 4, [2, 8])
+    growth = benchmark.horizon_growth(config, clock, benchmark.environment_spaces(config), [2, 8])
     assert calls == [4, 4, 1, 1]
     assert growth[2] == {"imagination_s": 2.0, "without_context_s": 1.0}
     assert growth[8] == {"imagination_s": 6.0, "without_context_s": 5.0}
 
 
-@pytest.mark.parametrize("option", ["--repeats=0", "--warm-up=-1", "--steps=-1", "--actions=0"])
+@pytest.mark.parametrize("option", ["--repeats=0", "--warm-up=-1", "--steps=-1"])
 def test_counts_that_make_no_sense_are_refused(option: str) -> None:
     with pytest.raises(UserError, match="at least"):
         benchmark.main([*SMALL, option])

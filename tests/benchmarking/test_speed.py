@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from tests_support import image_spaces
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,14 +18,15 @@ from sub_models.batch import Batch, Rollout
 from sub_models.world_models import WorldModel
 
 META = torch.device("meta")  # shapes without numbers: paper size costs nothing here
-NUM_ACTIONS = 18
+
+SPACES = image_spaces(64, 18)
 
 
 def make_models(config: Config) -> tuple[WorldModel, ActorCritic]:
     with META:
         task = config.JointTrainAgent
-        model = WorldModel(config.Models, task.ModelType, config.BasicSettings.ImageSize, NUM_ACTIONS)
-        agent = ActorCritic(config.Models.Agent, model.feature_size, NUM_ACTIONS)
+        model = WorldModel(config.Models, task.ModelType, SPACES)
+        agent = ActorCritic(config.Models.Agent, model.feature_size, SPACES.action)
     return model, agent
 
 
@@ -48,14 +50,14 @@ def world_model_flop(config: Config) -> int:
         empty(*shape),
         empty(*shape),
     )
-    return count(lambda: model.train().loss(batch, empty(*shape, model.loss_noise_size()))[0].backward())
+    return count(lambda: model.train().loss(batch, empty(*shape, model.loss_noise_size))[0].backward())
 
 
 def imagination_flop(config: Config) -> int:
     model, agent = (part.eval() for part in make_models(config))
     task, side = config.JointTrainAgent, config.BasicSettings.ImageSize
     shape = (task.ImagineBatchSize, task.ImagineContextLength)
-    noise = (task.ImagineBatchLength + 1, task.ImagineBatchSize, imagination_noise_size(model))
+    noise = (task.ImagineBatchLength + 1, task.ImagineBatchSize, imagination_noise_size(model, agent))
     observation = empty(*shape, side, side, 3, dtype=torch.uint8)
     context_noise = empty(*shape, model.config.NumLatents)
     action = empty(*shape, dtype=torch.int64)
@@ -118,7 +120,7 @@ def test_imagination_computes_no_head_in_vain() -> None:
     model, agent = (part.eval() for part in make_models(config))
     calls = {"reward_head": 1, "termination_head": 1, "decoder": 0}
     task = config.JointTrainAgent
-    noise = empty(task.ImagineBatchLength + 1, 2, imagination_noise_size(model))
+    noise = empty(task.ImagineBatchLength + 1, 2, imagination_noise_size(model, agent))
     spies = {
         name: mock.patch.object(getattr(model, name), "forward", wraps=getattr(model, name).forward)
         for name in calls

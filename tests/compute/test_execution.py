@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests_support import image_spaces
 
 from benchmarking.measurements import Iteration
 from compute import execution
 from compute.execution import CompiledFunction, Execution, GraphedFunction, choose_precision, cpu_has_bfloat16
 from configuration.loading import load_config
 from configuration.schema import BasicSettings
+from sub_models.batch import Rollout
 from utils import resolve_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -48,7 +50,8 @@ def make_iteration(model_type: str, device: str, compiled: bool) -> Iteration:
         ]
     )
     torch.manual_seed(0)
-    return Iteration(config, NUM_ACTIONS, Execution(config.BasicSettings, resolve_device(device)))
+    spaces = image_spaces(config.BasicSettings.ImageSize, NUM_ACTIONS)
+    return Iteration(config, spaces, Execution(config.BasicSettings, resolve_device(device)))
 
 
 def change(module: torch.nn.Module, update: Callable[[], None], times: int) -> dict[str, torch.Tensor]:
@@ -70,7 +73,7 @@ def run(model_type: str, device: str, compiled: bool, updates: int) -> tuple[lis
     actions = iteration.rollout[1].cpu().clone()
     generator = torch.Generator().manual_seed(0)
     feature, _, reward, termination = iteration.rollout
-    iteration.rollout = (
+    iteration.rollout = Rollout(
         torch.rand(feature.shape, generator=generator).to(feature),
         torch.randint(NUM_ACTIONS, actions.shape, generator=generator).to(device),
         torch.rand(reward.shape, generator=generator).to(reward),
@@ -78,8 +81,8 @@ def run(model_type: str, device: str, compiled: bool, updates: int) -> tuple[lis
     )
     learner = iteration.learner
     changes = [
-        change(learner.agent, iteration.fit_agent, updates),
-        change(learner.world_model, iteration.fit_world_model, updates),
+        change(learner.agent, iteration.update_agent, updates),
+        change(learner.world_model, iteration.update_world_model, updates),
     ]
     return changes, actions
 
@@ -196,9 +199,9 @@ def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
             phase()
     learner = iteration.learner
     for function in (
-        learner._fit_world_model,
+        learner.world_model_optimizer._update,
         learner._imagine,
-        learner._fit_agent,
+        learner.agent_optimizer._update,
         iteration.policy._choose,
     ):
         assert not function.failures and function._graph is not None
@@ -263,7 +266,13 @@ def test_the_host_never_waits_for_an_update(model_type: str, compiled: bool) -> 
         numbers = (np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float32))
         iteration.replay.append(iteration.frame, *map(upload, numbers))
 
-    phases = (store, iteration.sample_all, iteration.fit_world_model, iteration.imagine, iteration.fit_agent)
+    phases = (
+        store,
+        iteration.sample_all,
+        iteration.update_world_model,
+        iteration.imagine,
+        iteration.update_agent,
+    )
     for _ in range(iteration.execution.warm_up_calls + 2):
         for phase in phases:
             phase()

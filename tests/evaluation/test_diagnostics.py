@@ -43,7 +43,9 @@ def test_open_loop_sees_the_context_and_nothing_after_it(model_type: str) -> Non
     earlier[:, CONTEXT - 1] = 255 - earlier[:, CONTEXT - 1]
 
     def frames(observation: torch.Tensor) -> torch.Tensor:
-        return open_loop(world_model, with_frames(batch, observation), CONTEXT, RandomStreams(0, CPU)).frames
+        return open_loop(
+            world_model, with_frames(batch, observation), CONTEXT, RandomStreams(0, CPU)
+        ).prediction
 
     reference = frames(batch.observation)
     assert torch.equal(reference, frames(later))
@@ -74,10 +76,10 @@ def test_open_loop_is_the_models_own_imagination(model_type: str) -> None:
     with torch.no_grad():
         hidden = world_model.sequence_model(shown[0], batch.action)
         assert torch.allclose(result.hidden, hidden, atol=1e-5)
-        assert torch.allclose(result.frames, decode(shown[0]), atol=1e-5)
+        assert torch.allclose(result.prediction, decode(shown[0]), atol=1e-5)
         assert torch.allclose(result.reward, world_model.predict_reward(hidden), atol=1e-4)
         assert torch.equal(result.termination, world_model.predict_termination(hidden))
-    assert result.frames.shape == (4, LENGTH, 3, 16, 16) and result.frames.dtype == torch.float32
+    assert result.prediction.shape == (4, LENGTH, 3, 16, 16) and result.prediction.dtype == torch.float32
     assert torch.equal(shown[0].unflatten(-1, (4, 5)).sum(-1), torch.ones(4, LENGTH, 4))
 
 
@@ -90,7 +92,7 @@ def test_predictions_are_drawn_from_the_prior() -> None:
         world_model.prior.head.weight.zero_()
         world_model.prior.head.bias.copy_(1e3 * one_hot(wanted, 5).flatten())
         expected = world_model.decode(world_model.one_hot_latent(wanted).expand(2, LENGTH - CONTEXT, -1))
-    frames = open_loop(world_model, random_batch(2, LENGTH), CONTEXT, RandomStreams(0, CPU)).frames
+    frames = open_loop(world_model, random_batch(2, LENGTH), CONTEXT, RandomStreams(0, CPU)).prediction
     assert torch.allclose(frames[:, CONTEXT:], expected, atol=1e-5)
     assert not torch.allclose(frames[:, :CONTEXT], expected[:, :CONTEXT], atol=1e-2)
 
@@ -125,7 +127,7 @@ def test_grey_images_become_colour_videos() -> None:
 def test_the_imagination_video_is_that_of_an_open_loop_prediction() -> None:
     world_model, _ = small_models()
     batch = random_batch(2, LENGTH)
-    frames = open_loop(world_model, batch, CONTEXT, RandomStreams(5, CPU)).frames
+    frames = open_loop(world_model, batch, CONTEXT, RandomStreams(5, CPU)).prediction
     video = imagination_video(world_model, batch, CONTEXT, RandomStreams(5, CPU))
     assert (video == comparison_video(batch.observation, frames, CONTEXT)).all()
 
@@ -166,7 +168,7 @@ def test_a_prior_that_knows_nothing_is_as_perplexed_as_the_uniform(model_type: s
         head.weight.zero_()
         head.bias.zero_()
     batch = random_batch(1, 1)
-    batch = Batch(*(values.expand(4, LENGTH, *values.shape[2:]) for values in vars(batch).values()))
+    batch = Batch(*(values.expand(4, LENGTH, *values.shape[2:]) for values in batch))
     quality = prior_quality(world_model, batch, RandomStreams(0, CPU))
     classes = world_model.config.NumClasses
     assert quality["perplexity"] == pytest.approx(classes, rel=1e-4)
@@ -194,11 +196,11 @@ def metrics(**changes: float) -> dict[str, float]:
 
 
 def test_a_healthy_run_is_told_so() -> None:
-    findings = health(metrics(), small_config(), num_actions=3)
+    findings = health(metrics(), small_config(), policy_entropies=(0.0, math.log(3)))
     assert set(findings) == {"KL", "posterior", "policy", "reward", "value"}
     assert all(text.startswith("ok (") for text in findings.values())
     assert findings["KL"] == "ok (2.00 nats, free 1)"
-    assert findings["policy"] == f"ok (entropy {0.7 / math.log(3):.0%} of uniform)"
+    assert findings["policy"] == f"ok (entropy {0.7 / math.log(3):.0%} of the most)"
 
 
 @pytest.mark.parametrize(
@@ -215,10 +217,10 @@ def test_a_healthy_run_is_told_so() -> None:
     ],
 )
 def test_what_goes_wrong_is_named(subject: str, change: dict[str, float]) -> None:
-    findings = health(metrics(**change), small_config(), num_actions=3)
+    findings = health(metrics(**change), small_config(), policy_entropies=(0.0, math.log(3)))
     assert [name for name, text in findings.items() if text.startswith("look (")] == [subject]
 
 
 def test_tiny_rewards_are_not_compared() -> None:
     tiny = metrics(replay_buffer__recent_reward=0.0, ActorCritic__imagined_reward=0.004)
-    assert health(tiny, small_config(), num_actions=3)["reward"].startswith("ok")
+    assert health(tiny, small_config(), policy_entropies=(0.0, math.log(3)))["reward"].startswith("ok")

@@ -53,7 +53,7 @@ class Still:
     def act(self, frames: np.ndarray) -> np.ndarray:
         return np.zeros(2, np.int64)
 
-    def forget_last(self) -> None:
+    def drop_last_step(self) -> None:
         self.forgotten += 1
 
 

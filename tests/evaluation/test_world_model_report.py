@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_support import ACTIONS, CPU, random_batch, small_config, small_models
+from tests_support import CPU, SPACES, random_batch, small_config, small_models
 
 import eval as eval_module
 from agents import make_models
@@ -55,7 +55,7 @@ def test_eval_writes_json_plot_and_video(
     monkeypatch.chdir(tmp_path)
     config, run = catch_config(model_type), RunDirectory("catch")
     run.save_config(config)
-    for name, model in zip(("world_model", "agent"), make_models(config, ACTIONS, CPU), strict=True):
+    for name, model in zip(("world_model", "agent"), make_models(config, SPACES, CPU), strict=True):
         save_weights(run.checkpoints / f"{name}_100.pth", model)
     results = []
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_eval_writes_json_plot_and_video(
 def test_held_out_play_is_whole_episodes_in_order() -> None:
     config = catch_config()
     environment = make_environment("Diagnostic/Catch-v0", config.Environment, 16, 1, 7)
-    models = (*make_models(config, ACTIONS, CPU), False)
+    models = (*make_models(config, SPACES, CPU), False)
     try:
         policy = make_evaluation_policy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
         steps, returns = play(policy, environment, 20)

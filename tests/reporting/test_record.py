@@ -21,7 +21,7 @@ from reporting.record import record_run
 from reporting.runs import RunFiles, find_runs, load_run
 from run_files.seals import SEAL, check_run, seal_run
 from run_files.tensor_files import write_tensors
-from training.run import Session
+from training.run import TrainingRun
 from utils import UserError
 
 BELOW = "below STORM's published minimum"
@@ -242,14 +242,14 @@ def test_run_that_differs_from_its_seal_is_refused(
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int, stop: Callable[[], object]) -> None:
-    original = Session.record
+    original = TrainingRun.record
 
-    def recorded(self: Session, result: object) -> None:
+    def recorded(self: TrainingRun, result: object) -> None:
         original(self, result)
         if self.step == step:
             stop()
 
-    patch.setattr(Session, "record", recorded)
+    patch.setattr(TrainingRun, "record", recorded)
 
 
 def test_real_runs_are_sealed_when_they_end_or_stop(

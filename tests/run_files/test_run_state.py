@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests_support import image_spaces
 
 from replay_buffer import ReplayBuffer
 from run_files import states as run_state
@@ -31,7 +32,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def make_rows(capacity: int = CAPACITY) -> ReplayBuffer:
-    return ReplayBuffer(capacity, num_envs=2, image_size=8, channels=3, device=torch.device("cpu"))
+    return ReplayBuffer(capacity, 2, image_spaces(8, 6), torch.device("cpu"))
 
 
 def append(rows: ReplayBuffer, count: int, salt: int = 0) -> None:

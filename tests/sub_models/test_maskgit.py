@@ -206,7 +206,7 @@ def maskgit_config(t_draft: int = 1, t_revise: int = 1, revisions: int = 1) -> M
 def make_maskgit(models: Models | None = None) -> MaskGITPrior:
     torch.manual_seed(0)
     models = models or maskgit_config()
-    prior = MaskGITPrior(models.WorldModel, models.MaskGit).eval()
+    prior = MaskGITPrior(models).eval()
     with torch.no_grad():  # leave the initial region in which all logits are nearly equal
         for parameter in prior.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -367,7 +367,6 @@ def coherence_and_entropy(prior: Prior, plan: tuple[int, int, int] | None = None
     """Share of coherent ones among 2,000 samples, and the entropy of their classes over ln C."""
     if plan is not None:
         prior.plan = DraftAndRevise(SIZE, *plan)
-        prior.sample_noise_size = prior.plan.noise_size
     tokens = prior.sample(torch.zeros(2_000, 64), uniform(2_000, prior.sample_noise_size, seed=1))
     coherent = (tokens == tokens[:, :1]).all(-1)
     share = torch.bincount(tokens[coherent, 0], minlength=SIZE) / max(1, int(coherent.sum()))

@@ -7,18 +7,18 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests_support import ACTIONS, small_config, uniform
+from tests_support import ACTIONS, SPACES, small_config, uniform
 from torch import Tensor
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
-from sub_models.transformer_model import SequenceModel, StateMixer
+from sub_models.transformer_model import ConcatMixer, SequenceModel, encode_action
 
 LENGTH = 6
 
 
 def make_model() -> SequenceModel:
     torch.manual_seed(0)
-    return SequenceModel(small_config().Models.WorldModel, ACTIONS).eval()
+    return SequenceModel(small_config().Models.WorldModel, SPACES.action).eval()
 
 
 def random_inputs(length: int = LENGTH, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -177,12 +177,15 @@ def test_bidirectional_block_is_pre_norm() -> None:
 
 def test_state_mixer_joins_latent_and_action() -> None:
     torch.manual_seed(0)
-    mixer = StateMixer(20, ACTIONS, 16, 1e-3)
+    config = small_config().Models.WorldModel
+    config.NormEps = 1e-3
+    mixer = ConcatMixer(config, ACTIONS)
     latent, action = random_inputs()
     joined = torch.cat([latent, F.one_hot(action, ACTIONS).float()], dim=-1)
     inner = F.relu(F.layer_norm(joined @ mixer.input.weight.T, (16,), eps=1e-3))
-    expected = F.layer_norm(inner @ mixer.output.weight.T, (16,), eps=1e-3)
-    torch.testing.assert_close(mixer(latent, action), expected)
+    expected = F.layer_norm(inner @ mixer.mlp.output.weight.T, (16,), eps=1e-3)
+    encoded = encode_action(action, SPACES.action, torch.float32)
+    torch.testing.assert_close(mixer(latent, encoded), expected)
 
 
 def test_positions_and_norms_follow_the_configuration() -> None:
@@ -190,7 +193,7 @@ def test_positions_and_norms_follow_the_configuration() -> None:
     assert model.position.num_embeddings == small_config().Models.WorldModel.TransformerMaxLength
     assert 0.8 < model.position.weight.std() < 1.2
     assert {module.eps for module in (model.norm, model.blocks[0].attention_norm)} == {1e-6}
-    assert {model.mixer.input_norm.eps, model.mixer.output_norm.eps} == {1e-5}
+    assert {model.mixer.mlp.input_norm.eps, model.mixer.mlp.output_norm.eps} == {1e-5}
     with torch.no_grad():
         before = model(latent, action)
         model.position.weight[3, 0] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests_support import ACTIONS, CPU, random_batch, small_config, small_models, uniform
+from tests_support import ACTIONS, CPU, image_spaces, random_batch, small_config, small_models, uniform
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
@@ -19,7 +19,7 @@ BOTH = pytest.mark.parametrize("model_type", ["STORM", "GITSTORM"])
 
 
 def test_sizes_of_the_paper() -> None:
-    world_model, agent = make_models(Config(), 18, CPU)
+    world_model, agent = make_models(Config(), image_spaces(64, 18), CPU)
     assert sum(p.numel() for p in world_model.parameters()) == pytest.approx(16.5e6, rel=5e-3)
     assert sum(p.numel() for p in agent.parameters()) == pytest.approx(3.4e6, rel=1e-2)
     assert world_model.feature_size == 1536
@@ -31,7 +31,7 @@ def test_sizes_of_the_paper() -> None:
 def test_images_are_halved_down_to_four_pixels(image_size: int, channels: list[int]) -> None:
     config = small_config()
     config.BasicSettings.ImageSize = image_size
-    world_model, _ = make_models(config, ACTIONS, CPU)
+    world_model, _ = make_models(config, image_spaces(image_size, ACTIONS), CPU)
     convolutions = [m for m in world_model.encoder.layers if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == channels
     assert all(c.bias is None and c.kernel_size == (4, 4) and c.stride == (2, 2) for c in convolutions)
@@ -72,7 +72,7 @@ def forward(world_model: WorldModel, batch: Batch, noise: Tensor) -> tuple[Tenso
 def test_loss_is_made_of_its_parts(model_type: str) -> None:
     world_model, _ = small_models(model_type)
     world_model.config.FreeNats = 0.01  # above it, so that the clip does not hide a mistake
-    batch, noise = random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size())
+    batch, noise = random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size)
     total, metrics = world_model.loss(batch, noise)
     posterior, index, hidden = forward(world_model, batch, noise)
     latent = world_model.one_hot_latent(index)
@@ -108,11 +108,11 @@ def test_loss_is_made_of_its_parts(model_type: str) -> None:
 def divergence_gradients(model_type: str, which: int) -> dict[str, float]:
     """Largest gradient that one of the two KLs leaves in each part of the model."""
     world_model, _ = small_models(model_type)
-    batch, noise = random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size())
+    batch, noise = random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size)
     posterior, index, hidden = forward(world_model, batch, noise)
     world_model.divergences(posterior, index, hidden, noise[:, 1:, 4:])[which].mean().backward()
     parts = {
-        "posterior": world_model.posterior_head,
+        "posterior": world_model.encoder.head,
         "prior": world_model.prior,
         "sequence": world_model.sequence_model,
     }
@@ -149,7 +149,7 @@ def test_under_one_nat_the_prior_gets_no_gradient(model_type: str) -> None:
     for free_nats in (1e-3, 1e3):
         world_model, _ = small_models(model_type)
         world_model.config.FreeNats = free_nats
-        loss, metrics = world_model.loss(random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size()))
+        loss, metrics = world_model.loss(random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size))
         loss.backward()
         gradients.append(max(p.grad.abs().max().item() for p in world_model.prior.parameters()))
         clipped = metrics["dynamics_loss"]
@@ -169,12 +169,12 @@ def test_reconstruction_trains_the_encoder_straight_through() -> None:
 def test_no_gradient_passes_through_maskgit_tokens() -> None:
     """The tokens are indices: what the prior says changes with them only as data."""
     world_model, _ = small_models("GITSTORM")
-    batch, noise = random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size())
+    batch, noise = random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size)
     _, index, hidden = forward(world_model, batch, noise)
     assert index.dtype == torch.int64 and not index.requires_grad
     prediction = world_model.prior.predict(hidden[:, :-1].detach(), index[:, 1:], noise[:, 1:, 4:])
     prediction.log_probs.sum().backward()
-    assert world_model.posterior_head.weight.grad is None
+    assert world_model.encoder.head.weight.grad is None
 
 
 def test_maskgit_is_shown_the_sample_that_the_sequence_model_was_fed() -> None:
@@ -184,7 +184,7 @@ def test_maskgit_is_shown_the_sample_that_the_sequence_model_was_fed() -> None:
         lambda module, inputs: fed.append(inputs[0].detach())
     )
     world_model.prior.transformer.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
-    world_model.loss(random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size()))
+    world_model.loss(random_batch(3, 6), uniform(3, 6, world_model.loss_noise_size))
     index = fed[0].unflatten(-1, (4, 5)).argmax(-1)[:, 1:].flatten(0, 1)  # of z_{t+1}
     masks.append(shown[0] == 5)
     assert torch.equal(shown[0][~masks[0]], index[~masks[0]])
@@ -194,7 +194,7 @@ def test_maskgit_is_shown_the_sample_that_the_sequence_model_was_fed() -> None:
 @BOTH
 def test_all_randomness_is_an_argument_but_dropout(model_type: str) -> None:
     world_model, _ = small_models(model_type)
-    batch, noise = random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size())
+    batch, noise = random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size)
     state = torch.get_rng_state()
     first = world_model.loss(batch, noise)[0]
     assert torch.equal(torch.get_rng_state(), state)
@@ -208,7 +208,7 @@ def test_every_parameter_is_trained() -> None:
     for model_type in ("STORM", "GITSTORM"):
         world_model, _ = small_models(model_type)
         world_model.config.FreeNats = 0.0
-        world_model.loss(random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size()))[0].backward()
+        world_model.loss(random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size))[0].backward()
         silent = [name for name, p in world_model.named_parameters() if p.grad is None or not p.grad.any()]
         assert silent == []
 
@@ -254,7 +254,7 @@ def test_every_epsilon_and_the_depth_of_the_heads_are_settings(model_type: str) 
     config.WorldModel.NormEps, config.WorldModel.SequenceNormEps, config.WorldModel.HeadLayers = 0.1, 0.2, 3
     config.Agent.NormEps, config.MaskGit.NormEps = 0.3, 0.4
     whole.JointTrainAgent.ModelType = model_type
-    world_model, agent = make_models(whole, 3, CPU)
+    world_model, agent = make_models(whole, image_spaces(64, 3), CPU)
     norms = {name: module.eps for name, module in world_model.named_modules() if hasattr(module, "eps")}
     assert all(eps == 0.4 for name, eps in norms.items() if name.startswith("prior."))
     own = {name: eps for name, eps in norms.items() if not name.startswith("prior.")}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests_support import CPU
+from tests_support import CPU, image_spaces
 
 from training.demonstrations import Demonstrations
 from utils import UserError
@@ -32,7 +32,7 @@ def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
 
 
 def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> Demonstrations:
-    return Demonstrations.load(path, ACTIONS, SIZE, shortest, CPU, clip_rewards)
+    return Demonstrations.load(path, image_spaces(SIZE, ACTIONS), shortest, CPU, clip_rewards)
 
 
 def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
@@ -49,7 +49,7 @@ def check_windows(demonstrations: Demonstrations, trajectory: dict[str, np.ndarr
     """Every window is a stretch of the trajectory, with termination where it is done."""
     assert len(demonstrations) == len(trajectory["action"])
     batch = demonstrations.sample(50, 8, torch.Generator().manual_seed(0))
-    assert [x.dtype for x in vars(batch).values()] == [torch.uint8, torch.int64, torch.float32, torch.float32]
+    assert [x.dtype for x in batch] == [torch.uint8, torch.int64, torch.float32, torch.float32]
     flat = trajectory["obs"].reshape(STEPS, -1)
     starts = set()
     for row in range(50):

@@ -24,7 +24,7 @@ from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, metrics, trai
 import utils
 from run_files.states import StateStore
 from sub_models.batch import Batch
-from training.run import Session
+from training.run import TrainingRun
 
 NOT_FINISHED = 75
 OFTEN = "JointTrainAgent.SaveEverySeconds=1e-9"  # a state after every step
@@ -37,15 +37,15 @@ class Killed(BaseException):
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
     """Do something once, in the loop, when a run has come to `step`."""
-    original, done = Session.record, []
+    original, done = TrainingRun.record, []
 
-    def record(self: Session, result: Any) -> None:
+    def record(self: TrainingRun, result: Any) -> None:
         original(self, result)
         if self.step >= step and not done:
             done.append(True)
             action()
 
-    monkeypatch.setattr(Session, "record", record)
+    monkeypatch.setattr(TrainingRun, "record", record)
 
 
 def interrupted(folder: Path, name: str, step: int, number: int, *overrides: str) -> Result:
@@ -97,7 +97,7 @@ def die_at_random(patch: pytest.MonkeyPatch, moments: random.Random, longest: in
     patch.setattr(utils.os, "fsync", deadly(os.fsync))
     patch.setattr(utils.os, "replace", deadly(os.replace))
     patch.setattr(utils.os, "chmod", deadly(os.chmod))
-    patch.setattr(Session, "record", deadly(Session.record))
+    patch.setattr(TrainingRun, "record", deadly(TrainingRun.record))
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_a_signal_saves_and_says_not_finished(whole: Path, tmp_path: Path, numbe
 
 def test_a_signal_before_the_first_step_saves(whole: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        original = Session.write_status
+        original = TrainingRun.write_status
 
-        def write_status(self: Session, status: str) -> None:
+        def write_status(self: TrainingRun, status: str) -> None:
             original(self, status)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        patch.setattr(Session, "write_status", write_status)
+        patch.setattr(TrainingRun, "write_status", write_status)
         assert train(tmp_path, "run").code == NOT_FINISHED
     assert train(tmp_path, "run").code == 0
     assert differences(whole, tmp_path) == []
@@ -334,16 +334,16 @@ def test_updates_that_stay_bad_stop_the_run_with_a_report(tmp_path: Path) -> Non
 
 
 def test_one_bad_batch_changes_nothing_but_its_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Session.sample, []
+    original, calls = TrainingRun.sample, []
 
-    def sample(self: Session, purpose: str, *sizes: int) -> Batch:
+    def sample(self: TrainingRun, purpose: str, *sizes: int) -> Batch:
         batch = original(self, purpose, *sizes)
         calls.append(purpose)
         if purpose == "replay" and calls.count("replay") == 3:
             batch = Batch(batch.observation, batch.action, batch.reward * float("nan"), batch.termination)
         return batch
 
-    monkeypatch.setattr(Session, "sample", sample)
+    monkeypatch.setattr(TrainingRun, "sample", sample)
     assert train(tmp_path, "run").code == 0
     counts = [
         line["WorldModel/bad_updates"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_updates_learn(model_type: str, precision: str) -> None:
     losses = []
     for _ in range(40):
         learner.update_world_model(batch)
-        metrics = learner.read_metrics()
+        metrics = learner.metrics.read()
         losses.append(metrics["WorldModel/total_loss"])
     assert losses[-1] < 0.8 * losses[0]
     halvings = 16  # of the initial loss scale, at most
@@ -66,7 +65,7 @@ def test_updates_learn(model_type: str, precision: str) -> None:
 def test_the_agent_learns_from_a_rollout(model_type: str, precision: str) -> None:
     learner = small_learner(learning_config(model_type, precision))
     rollout = random_rollout(learner.agent, batch=32)
-    metrics = [learner.agent_step(*vars(rollout).values()) for _ in range(60)]
+    metrics = [learner.agent_optimizer.update(rollout) for _ in range(60)]
     assert metrics[-1]["value_loss"] < 0.8 * metrics[0]["value_loss"]
     assert all(metric["bad_updates"] == 0 for metric in metrics)
 
@@ -74,10 +73,10 @@ def test_the_agent_learns_from_a_rollout(model_type: str, precision: str) -> Non
 @BOTH
 def test_metrics_have_the_tags_of_the_release(model_type: str) -> None:
     learner = small_learner(small_config(model_type))
-    assert learner.read_metrics() == {}
+    assert learner.metrics.read() == {}
     learner.update_world_model(random_batch(2, 6))
-    learner.update_agent(random_batch(5, 3))
-    metrics = learner.read_metrics()
+    learner.update_agent(learner.imagine(random_batch(5, 3)))
+    metrics = learner.metrics.read()
     expected = {f"{group}/{name}" for group, names in RELEASE_TAGS.items() for name in names.split()}
     expected |= {f"{group}/gradient_norm" for group in RELEASE_TAGS}
     expected |= {"WorldModel/posterior_entropy", "WorldModel/prior_entropy"}
@@ -92,7 +91,7 @@ def test_models_return_to_evaluation_mode() -> None:
         lambda module, _: modes.append(module.training)
     )
     learner.update_world_model(random_batch(2, 6))
-    learner.update_agent(random_batch(5, 3))
+    learner.update_agent(learner.imagine(random_batch(5, 3)))
     assert modes[0] and not any(modes[1:]) and len(modes) == 1 + 1 + 5
     assert not learner.world_model.training
 
@@ -106,7 +105,7 @@ def test_agent_updates_leave_the_world_model_alone_and_the_other_way_round() -> 
         torch.equal(value, model[name]) for name, value in learner.world_model.state_dict().items()
     )
     model = copy.deepcopy(learner.world_model.state_dict())
-    learner.update_agent(random_batch(5, 3))
+    learner.update_agent(learner.imagine(random_batch(5, 3)))
     assert all(torch.equal(value, model[name]) for name, value in learner.world_model.state_dict().items())
     for part in ("actor.0.weight", "critic.0.weight", "slow_critic.6.weight", "return_scale.high"):
         assert not torch.equal(learner.agent.state_dict()[part], agent[part]), part
@@ -115,7 +114,7 @@ def test_agent_updates_leave_the_world_model_alone_and_the_other_way_round() -> 
 def test_the_slow_critic_follows_after_the_update() -> None:
     learner = small_learner(learning_config("STORM"))
     before = learner.agent.slow_critic[-1].bias.detach().clone()
-    learner.agent_step(*vars(random_rollout(learner.agent)).values())
+    learner.update_agent(random_rollout(learner.agent))
     expected = 0.98 * before + 0.02 * learner.agent.critic[-1].bias
     torch.testing.assert_close(learner.agent.slow_critic[-1].bias, expected)
 
@@ -124,15 +123,15 @@ def test_the_slow_critic_follows_after_the_update() -> None:
 def test_a_bad_batch_leaves_no_trace(model_type: str) -> None:
     learner = small_learner(small_config(model_type))
     learner.update_world_model(random_batch(2, 6))
-    learner.update_agent(random_batch(5, 3))
+    learner.update_agent(learner.imagine(random_batch(5, 3)))
     before = flat(learner.state_dict())
     bad = random_batch(2, 6)
-    learner.update_world_model(replace(bad, reward=bad.reward.index_fill(1, torch.tensor(3), torch.nan)))
+    learner.update_world_model(bad._replace(reward=bad.reward.index_fill(1, torch.tensor(3), torch.nan)))
     rollout = random_rollout(learner.agent)
     for name in ("feature", "reward"):
         poisoned = getattr(rollout, name).clone()
         poisoned[0, 0] = torch.nan
-        learner.agent_step(*vars(replace(rollout, **{name: poisoned})).values())
+        learner.update_agent(rollout._replace(**{name: poisoned}))
     after = flat(learner.state_dict())
     assert after.keys() == before.keys()
     changed = {name for name, value in after.items() if not same(value, before[name])}
@@ -146,21 +145,21 @@ def test_a_bad_batch_leaves_no_trace(model_type: str) -> None:
 def test_too_many_bad_updates_stop_the_run_and_name_the_culprits() -> None:
     learner = small_learner()
     batch = random_batch(2, 6)
-    bad = replace(batch, reward=torch.full_like(batch.reward, torch.nan))
+    bad = batch._replace(reward=torch.full_like(batch.reward, torch.nan))
     for _ in range(2):
         learner.update_world_model(bad)
-    learner.check_health(3)
+    learner.stop_if_diverged(3)
     learner.update_world_model(bad)
     with pytest.raises(UserError, match=r"WorldModel: 3 updates .*reward_loss.*reward_head"):
-        learner.check_health(3)
+        learner.stop_if_diverged(3)
     learner.update_world_model(batch)
-    learner.check_health(3)
+    learner.stop_if_diverged(3)
 
 
 def train_a_little(learner: Learner, first: int, last: int) -> None:
     for number in range(first, last):
         learner.update_world_model(random_batch(2, 6, seed=number))
-        learner.update_agent(random_batch(5, 3, seed=100 + number))
+        learner.update_agent(learner.imagine(random_batch(5, 3, seed=100 + number)))
 
 
 @BOTH
@@ -181,7 +180,7 @@ def test_a_saved_learner_continues_bit_for_bit(model_type: str) -> None:
     expected, found = flat(whole.state_dict()), flat(resumed.state_dict())
     assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not same(value, found[name])] == []
-    assert whole.read_metrics() == resumed.read_metrics()
+    assert whole.metrics.read() == resumed.metrics.read()
 
 
 def test_checkpoint_names_are_those_of_the_modules() -> None:
@@ -208,4 +207,4 @@ def test_demonstrations_widen_a_batch() -> None:
     """Windows of two sources are one batch for the update."""
     learner = small_learner()
     learner.update_world_model(Batch.concatenate(random_batch(2, 6), random_batch(1, 6, seed=1)))
-    assert learner.read_metrics()["WorldModel/bad_updates"] == 0
+    assert learner.metrics.read()["WorldModel/bad_updates"] == 0

@@ -1,0 +1,95 @@
+"""Faster forms of plain formulas. Each docstring gives the plain one; tests hold that they agree."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sub_models.precision import products_are_faster
+
+
+def convolution_then_norm(
+    x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, scale: float | None = None
+) -> Tensor:
+    """Return norm(convolution(scale · x)); the convolution has no bias.
+
+    `scale` is taken into the weights, which are smaller than x. In evaluation mode so is the
+    BatchNorm, which leaves one pass over the data instead of two.
+    """
+    weight = convolution.weight if scale is None else convolution.weight * scale
+    if norm.training:
+        return norm(F.conv2d(x, weight, None, convolution.stride, convolution.padding))
+    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = norm.bias - norm.running_mean * gain
+    weight = weight * gain[:, None, None, None]
+    return F.conv2d(x, weight, bias, convolution.stride, convolution.padding)
+
+
+def linear_of_maps(maps: Tensor, linear: nn.Linear) -> Tensor:
+    """Return linear(maps.flatten(1)) for feature maps (M, C, h, w) that lie channels-last in memory.
+
+    The weights, which are stored for channel-major features, are turned to match the maps: they are
+    smaller than the maps.
+    """
+    weight = linear.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
+
+
+def linear_of_embeddings(tokens: Tensor, table: nn.Embedding, linear: nn.Linear) -> Tensor:
+    """Return W_e·table(tokens) + bias, W_e being the columns of `linear` that the embedding meets.
+
+    Together with `linear_of_condition` this is linear(concat(table(tokens), condition)). The table, which
+    is smaller than the tokens, is projected before the look-up.
+    """
+    projected = F.linear(table.weight, linear.weight[:, : table.embedding_dim], linear.bias)
+    return F.embedding(tokens, projected)
+
+
+def linear_of_condition(condition: Tensor, table: nn.Embedding, linear: nn.Linear) -> Tensor:
+    """Return W_c·condition, W_c being the columns of `linear` after those of the embedding."""
+    return F.linear(condition, linear.weight[:, table.embedding_dim :])
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return what each query sees, bool (queries, keys), the last query aligned with the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
+    """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
+
+    Three ways, the fastest one where it is: two products and a softmax on a CPU in bfloat16, but for a
+    causal chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries and
+    keys are as many.
+    """
+    queries, seen = query.shape[2], keys.shape[2]
+    masked = causal and queries > 1
+    if products_are_faster(query) and (torch.is_grad_enabled() or not masked):
+        visible = causal_mask(queries, seen, query.device) if masked else None
+        return attend_by_products(query, keys, values, visible, dropout)
+    mask = causal_mask(queries, seen, query.device) if masked and seen != queries else None
+    return F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=masked and seen == queries
+    )
+
+
+def attend_by_products(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, dropout: float
+) -> Tensor:
+    """Return `scaled_dot_product_attention` as two products and a softmax, (B, heads, T, d) each.
+
+    On a CPU in bfloat16 PyTorch's own ways repack or scale all keys for few queries, which takes half
+    as long again and more, and its fused kernel is several times slower backwards (docs/performance.md).
+
+    Args:
+        visible: bool (queries or 1, keys), or None if all keys are.
+    """
+    bias = query.new_zeros(() if visible is None else visible.shape)
+    if visible is not None:
+        bias = bias.masked_fill(~visible, -math.inf)
+    scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=query.shape[-1] ** -0.5)
+    probabilities = F.dropout(scores.softmax(-1), dropout)
+    return torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])
