@@ -16,6 +16,7 @@ import ale_py
 import cv2
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from configuration.schema import Environment as EnvironmentSettings
 from configuration.spaces import ActionSpec, ObservationSpec
@@ -26,6 +27,37 @@ CERTAIN = 1e-12  # a probability as good as none
 SNAPSHOT_STEPS = 16  # agent steps between snapshots of the emulator
 KEPT_SNAPSHOTS = 3
 HELD_TRIES = 3  # actions tried as the one that the emulator was holding
+SETTING_OF = {
+    "frameskip": "FrameSkip",
+    "repeat_action_probability": "StickyActions",
+    "max_num_frames_per_episode": "MaxEpisodeFrames",
+    "full_action_space": "FullActionSpace",
+}
+PLAYED = {"obs_type": "rgb", "continuous": False, "sound_obs": False, "render_mode": None}
+
+
+def emulator_arguments(registered: dict[str, Any], settings: EnvironmentSettings) -> dict[str, Any]:
+    """What a game is made with: the settings and, of its registered id, everything else.
+
+    Raises:
+        UserError: Environment.Arguments says what another key says, or either asks for another game
+            than one of colour pictures and discrete actions.
+    """
+    for name, key in SETTING_OF.items():
+        if name in settings.Arguments:
+            raise UserError(f"Environment.Arguments: {name!r} of an Atari game is set by Environment.{key}")
+    arguments = registered | settings.Arguments
+    for name, only in PLAYED.items():
+        if arguments.get(name, only) != only:
+            raise UserError(f"{name}={arguments[name]!r}: Atari games are played with {name}={only!r} only")
+    if settings.Observation == "vector":
+        raise UserError("Environment.Observation=vector: Atari games are played from pictures")
+    return arguments | {
+        "frameskip": 1,
+        "repeat_action_probability": settings.StickyActions,
+        "max_num_frames_per_episode": settings.MaxEpisodeFrames,
+        "full_action_space": settings.FullActionSpace or arguments.get("full_action_space", False),
+    }
 
 
 class AtariGame:
@@ -38,20 +70,21 @@ class AtariGame:
     the whole stream is replayed from its seed.
 
     Args:
-        name: Gymnasium id. settings: of the environment. image_size: S.
+        spec: of a registered game. settings: of the environment. image_size: S.
         release_quirks: re-seed with the same seed at every episode.
     """
 
     def __init__(
-        self, name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
+        self, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
-        self._name, self._settings, self._release_quirks = name, settings, release_quirks
+        self._spec, self._settings, self._release_quirks = spec, settings, release_quirks
         self._frame = np.empty((image_size, image_size, 3), np.uint8)
         sticky = settings.StickyActions
         frames = math.ceil(math.log(CERTAIN) / math.log(sticky)) if 0 < sticky < 1 else 1
         self._forgetting_frames = frames  # after so many, what was held before no longer matters
         self._forgetting_steps = math.ceil(frames / settings.FrameSkip)
         self._snapshot_steps = max(SNAPSHOT_STEPS, self._forgetting_steps)
+        self._arguments = emulator_arguments(spec.kwargs, settings)
         self._open()
         self.observation_spec = ObservationSpec("image", self._frame.shape)
         self.action_spec = ActionSpec("discrete", len(self._actions))
@@ -59,16 +92,13 @@ class AtariGame:
 
     def _open(self) -> None:
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
-        self._env = gymnasium.make(
-            self._name,
-            frameskip=1,
-            repeat_action_probability=self._settings.StickyActions,
-            max_num_frames_per_episode=self._settings.MaxEpisodeFrames,
-            full_action_space=False,
-            disable_env_checker=True,
-        )
+        try:
+            self._env = gymnasium.make(self._spec, disable_env_checker=True, **self._arguments)
+        except Exception as error:
+            raise UserError(f"{type(error).__name__}: {error}") from error
         self._ale = self._env.unwrapped.ale
-        self._actions = self._ale.getMinimalActionSet()
+        full = self._arguments["full_action_space"]
+        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
         self._screen = np.empty((*self._ale.getScreenDims(), 3), np.uint8)
         self._screen_before = np.empty_like(self._screen)
         self._lives = 0

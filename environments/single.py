@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -21,14 +22,15 @@ from gymnasium.envs.registration import EnvSpec
 
 from configuration.schema import Environment as EnvironmentSettings
 from configuration.spaces import ActionSpec, ObservationSpec
-from environments import diagnostic  # registers its environments
+from environments import control, diagnostic  # registers its environments
 from environments.atari import AtariGame
 from environments.spaces import ImageReader, action_map, observation_reader
 from environments.state_checks import expect, expect_array, is_plain
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-EMULATOR_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames")  # mean nothing elsewhere
+ATARI_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames", "FullActionSpace")
+OTHERS_SETTINGS = ("ActionRepeat",)
 gymnasium.register_envs(ale_py)
 gymnasium.register_envs(diagnostic)
 
@@ -74,6 +76,8 @@ def find_spec(name: str) -> EnvSpec:
             raise UserError(
                 f"environment {name!r}: module {module!r} cannot be imported ({error})"
             ) from error
+    if registered.startswith(control.PREFIX):
+        control.register(registered)
     spec = gymnasium.registry.get(registered)
     if spec is None:
         raise UserError(f"unknown environment {name!r}{_suggestion(registered)}")
@@ -92,18 +96,17 @@ def _suggestion(name: str) -> str:
 
 
 def is_atari(spec: EnvSpec) -> bool:
-    """Whether that id is of an Atari game: `ALE/Breakout-v5`, or an old one as `BreakoutNoFrameskip-v4`."""
-    return spec.namespace == "ALE" or spec.entry_point == "ale_py.env:AtariEnv"
+    """Whether that id is of an Atari game: `ALE/Breakout-v5`, an old one or one of the user's own."""
+    return spec.entry_point in ("ale_py.env:AtariEnv", "ale_py:AtariEnv", ale_py.AtariEnv)
 
 
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
     """A line on settings that were changed and do not apply to that environment; [] if there are none."""
-    defaults = EnvironmentSettings()
-    changed = [key for key in EMULATOR_SETTINGS if getattr(settings, key) != getattr(defaults, key)]
-    if not changed or is_atari(find_spec(name)):
-        return []
-    keys = ", ".join(f"Environment.{key}" for key in changed)
-    return [f"warning: {keys}: applies to Atari games only, not to {name}"]
+    defaults, atari = EnvironmentSettings(), is_atari(find_spec(name))
+    keys = OTHERS_SETTINGS if atari else ATARI_SETTINGS
+    changed = [f"Environment.{key}" for key in keys if getattr(settings, key) != getattr(defaults, key)]
+    place = "means nothing to an Atari game" if atari else f"applies to Atari games only, not to {name}"
+    return [f"warning: {', '.join(changed)}: {place}"] if changed else []
 
 
 class GymnasiumEnvironment:
@@ -116,8 +119,7 @@ class GymnasiumEnvironment:
     restored by these instead.
 
     Args:
-        name: Gymnasium id. spec: found by `find_spec`. settings: of the environment; those of the
-            emulator do not apply.
+        spec: found by `find_spec`. settings: of the environment; those of Atari games do not apply.
         image_size: side S of pictures.
         release_quirks: re-seed with the same seed at every episode.
 
@@ -126,30 +128,39 @@ class GymnasiumEnvironment:
     """
 
     def __init__(
-        self, name: str, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
+        self, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
-        self._name, self._spec, self._settings = name, spec, settings
-        self._release_quirks = release_quirks
-        self._arguments = {"image_size": image_size} if spec.namespace == "Diagnostic" else {}
+        self._spec, self._settings, self._release_quirks = spec, settings, release_quirks
+        self._arguments = settings.Arguments
+        if spec.namespace in ("Diagnostic", "dm_control"):
+            self._arguments = {"image_size": image_size} | self._arguments
+        if "mujoco" in str(spec.entry_point):
+            control.choose_renderer()
         self._env = self._make()
         self._read = observation_reader(self._env.observation_space, settings.Observation, image_size)
         self._draws = self._read is None
         if self._draws:
-            self._env.close()
-            self._env = self._make(render_mode="rgb_array")
             self._read = ImageReader(None, image_size)
+            self._make_anew()
         self._act = action_map(self._env.action_space)
         self.observation_spec, self.action_spec = self._read.spec, self._act.spec
-        self._max_steps = spec.max_episode_steps or float("inf")
+        limit = settings.Arguments.get("max_episode_steps", spec.max_episode_steps)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise UserError(f"Environment.Arguments: 'max_episode_steps' must be 1 or more, found {limit!r}")
+        self._max_steps = limit or float("inf")
         self._seed = self._steps = 0
         self._lives: int | None = None
 
     def _make(self, **arguments: Any) -> gymnasium.Env:
-        arguments |= self._arguments
         try:  # the time limit is kept here, where its count can be saved
-            return gymnasium.make(self._name, max_episode_steps=-1, disable_env_checker=True, **arguments)
+            fixed = {"max_episode_steps": -1, "disable_env_checker": True}
+            return gymnasium.make(self._spec, **self._arguments | fixed | arguments)
         except Exception as error:
             raise UserError(f"{type(error).__name__}: {error}") from error
+
+    def _make_anew(self) -> None:
+        self._env.close()
+        self._env = self._make(**{"render_mode": "rgb_array"} if self._draws else {})
 
     def reset(self, seed: int) -> np.ndarray:
         """Seed the environment, begin its first episode and return the first observation."""
@@ -198,7 +209,14 @@ class GymnasiumEnvironment:
         return observation, total, bool(terminated or lost), episode_end
 
     def _observe(self, observation: Any) -> np.ndarray:
-        return self._read(self._env.render() if self._draws else observation)
+        return self._read(self._draw() if self._draws else observation)
+
+    def _draw(self) -> Any:
+        try:
+            return self._env.render()
+        except Exception as error:
+            hint = f"; {control.DRAWING}" if "mujoco" in sys.modules else ""
+            raise UserError(f"it cannot draw itself ({error}){hint}") from error
 
     # Saving and restoring.
 
@@ -240,9 +258,9 @@ class GymnasiumEnvironment:
         Raises:
             UserError: the state is malformed.
         """
+        self._make_anew()  # MuJoCo's camera stands where the first picture ever was taken
+        self.reset(expect(state, "seed", int))
         hooks = self._hooks()
-        self._seed = expect(state, "seed", int)
-        self._begin_episode(self._seed)  # Gymnasium wants a reset before the first step
         if hooks is None:
             return self._replay(state)
         steps, lives = expect(state, "steps", int), expect(state, "lives", int)
@@ -309,6 +327,5 @@ def make_single(
         UserError: unknown id, an environment that cannot be made, or whose spaces are not supported.
     """
     spec = find_spec(name)
-    if is_atari(spec):
-        return AtariGame(name, settings, image_size, release_quirks)
-    return GymnasiumEnvironment(name, spec, settings, image_size, release_quirks)
+    kind = AtariGame if is_atari(spec) else GymnasiumEnvironment
+    return kind(spec, settings, image_size, release_quirks)

@@ -75,6 +75,20 @@ class OtherSpaces(Stub):
         vars(self).update(exchanged)
 
 
+class Vector(Stub):
+    """Observes two numbers, wrong ones at their time."""
+
+    def __init__(self, trouble: str) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(-9, 9, (2,))
+        self.wrong = trouble
+
+    def _picture(self) -> Any:
+        vector = np.full(2, self.steps, np.float64)
+        wrong = {"NaN": vector * np.nan, "huge": vector * 1e200, "short": vector[1:], "dict": {"a": 1}}
+        return wrong[self.wrong] if self.steps == TROUBLE_AT else vector
+
+
 class Chance(Stub):
     """Draws from a generator that no seed reaches."""
 
@@ -122,6 +136,10 @@ class ExtraLife(Stub):
 gymnasium.register("StubExtraLife-v0", entry_point=ExtraLife)
 gymnasium.register("StubChannelsFirst-v0", entry_point=Stub, kwargs={"shape": (3, 20, 30)})
 gymnasium.register("StubFourFrames-v0", entry_point=Stub, kwargs={"shape": (20, 30, 4)})
+for _trouble in ("NaN", "huge", "short"):
+    _arguments = {"trouble": _trouble}
+    gymnasium.register(f"Stub{_trouble.title()}Vector-v0", entry_point=Vector, kwargs=_arguments)
+gymnasium.register("StubDict-v0", entry_point=Vector, kwargs={"trouble": "dict"})
 gymnasium.register("StubChance-v0", entry_point=Chance)
 for _trouble in ("", "raises", "odd"):
     gymnasium.register(f"StubHooks{_trouble.title()}-v0", entry_point=Hooks, kwargs={"trouble": _trouble})

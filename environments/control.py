@@ -1,0 +1,131 @@
+"""The DeepMind Control suite as Gymnasium environments `dm_control/<domain>-<task>-v0`, and MuJoCo's drawing.
+
+The ids are Shimmy's. An episode is 1,000 steps of the task, whose end is a truncation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from utils import UserError, nearest
+
+PREFIX = "dm_control/"
+INSTALL = "type: python -m pip install -r requirements-control.txt"
+DRAWING = (
+    "MuJoCo draws without a display through EGL or OSMesa: on Debian or Ubuntu, install libegl1 and "
+    "libgl1-mesa-dri and set MUJOCO_GL=egl"
+)
+CAMERAS = {"quadruped": 2}  # what others' agents see; 0 elsewhere
+LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+
+
+def choose_renderer() -> None:
+    """Tell MuJoCo, which is not loaded yet, what it can draw with where there is no display."""
+    if sys.platform != "linux" or {"MUJOCO_GL", "DISPLAY"} & set(os.environ):
+        return
+    for name, library in LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        os.environ["MUJOCO_GL"] = name
+        return
+    os.environ["MUJOCO_GL"] = "off"
+
+
+def load_suite() -> Any:
+    """The module `dm_control.suite`.
+
+    Raises:
+        ImportError: it is not installed, or does not work.
+    """
+    chosen_here = "MUJOCO_GL" not in os.environ
+    choose_renderer()
+    try:
+        from dm_control import suite
+    except ImportError:
+        if not chosen_here or os.environ.get("MUJOCO_GL") == "off":
+            raise
+        os.environ["MUJOCO_GL"] = "off"  # a library without a driver; states need no drawing
+        os.environ.pop("PYOPENGL_PLATFORM", None)
+        from dm_control import suite
+    return suite
+
+
+def register(name: str) -> None:
+    """Register a task with Gymnasium by its id.
+
+    Raises:
+        UserError: there is no such task, or no dm_control.
+    """
+    try:
+        suite = load_suite()
+    except Exception as error:
+        raise UserError(f"environment {name!r}: dm_control cannot be loaded ({error}); {INSTALL}") from error
+    tasks = {f"{PREFIX}{domain}-{task}-v0": (domain, task) for domain, task in suite.ALL_TASKS}
+    if name not in tasks:
+        raise UserError(f"unknown environment {name!r}{nearest(name, tasks)}")
+    arguments = dict(zip(("domain", "task"), tasks[name], strict=True))
+    gymnasium.registry[name] = EnvSpec(name, f"{__name__}:DeepMindControl", kwargs=arguments)
+
+
+class DeepMindControl(gymnasium.Env):
+    """One task: observations by name, actions between the actuators' bounds, chance from `np_random`.
+
+    Args:
+        domain, task: as the suite names them. image_size: side of pictures.
+        camera: that pictures are taken with; None takes what is usual. render_mode: None or "rgb_array".
+        arguments: of the task, as `time_limit` in seconds.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's way)
+
+    def __init__(
+        self,
+        domain: str,
+        task: str,
+        image_size: int = 64,
+        camera: int | None = None,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._env = load_suite().load(domain, task, task_kwargs={"random": 0} | arguments)
+        self._camera = CAMERAS.get(domain, 0) if camera is None else camera
+        self.image_size, self.render_mode = image_size, render_mode
+        actions, observations = self._env.action_spec(), self._env.observation_spec()
+        bounds = (np.broadcast_to(bound, actions.shape) for bound in (actions.minimum, actions.maximum))
+        self.action_space = spaces.Box(*bounds, dtype=np.float64)
+        boxes = {
+            key: spaces.Box(-np.inf, np.inf, spec.shape, np.float64) for key, spec in observations.items()
+        }
+        self.observation_space = spaces.Dict(boxes)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin an episode, on a seed of the task that follows from `np_random`."""
+        super().reset(seed=seed)
+        self._env.task.random.seed(int(self.np_random.integers(2**32)))
+        return self._env.reset().observation, {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Act for one control step; only an end with discount 0 is a termination."""
+        after = self._env.step(action)
+        terminated = after.last() and after.discount == 0
+        return after.observation, float(after.reward), terminated, after.last() and not terminated, {}
+
+    def render(self) -> np.ndarray:
+        """The present picture, uint8 (S, S, 3)."""
+        return self._env.physics.render(self.image_size, self.image_size, self._camera)
+
+    def close(self) -> None:
+        """Free the physics and what it draws with."""
+        self._env.close()
