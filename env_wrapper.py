@@ -217,6 +217,18 @@ class VectorEnvironment:
         if self._stepping:
             raise RuntimeError(f"{what} while a step is under way: finish_step comes first")
 
+    def render(self) -> np.ndarray:
+        """Return the present picture of environment 0 as it draws it, uint8 (height, width, 3).
+
+        Raises:
+            UserError: it cannot.
+        """
+        self._forbid_while_stepping("render")
+        try:
+            return self._pool.render().copy()
+        except PoolFailure as failure:
+            raise UserError(self._named(failure)) from failure
+
     # Saving and restoring.
 
     def state_dict(self) -> dict[str, Any]:

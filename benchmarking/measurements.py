@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +29,8 @@ from compute.random_streams import RandomStreams
 from configuration.loading import apply_overrides
 from configuration.schema import Config
 from configuration.spaces import Spaces
-from env_wrapper import make_environment
-from evaluation.episodes import evaluation_environment, make_evaluation_policy
+from evaluation.episodes import evaluation_environment, play
+from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.states import StateStore
@@ -109,16 +112,6 @@ def copy_bandwidth(clock: Clock) -> float:
     source = torch.ones(COPY_BYTES.get(clock.device.type, 1 << 28), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
     return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).min_s
-
-
-def environment_spaces(config: Config) -> Spaces:
-    """Return what is observed and done in the config's environment."""
-    settings = config.BasicSettings
-    environment = make_environment(
-        settings.env_name, config.Environment, settings.ImageSize, 1, settings.Seed
-    )
-    environment.close()
-    return environment.spaces
 
 
 class Iteration:
@@ -326,20 +319,16 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
     execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
     seed, num_envs = config.BasicSettings.Seed, config.Evaluation.NumEnvs
     environment = evaluation_environment(config, num_envs, seed)
-    try:
+    warm_up = config.JointTrainAgent.ActingContextLength + config.BasicSettings.GraphWarmUpCalls + 1
+    rounds = max(1, steps // num_envs)
+    with contextlib.closing(environment):
         models = make_models(config, environment.spaces, execution.device)
-        policy = make_evaluation_policy(config, (*models, False), num_envs, execution, seed, greedy=False)
-        observation = environment.reset()
-        warm_up = config.JointTrainAgent.ActingContextLength + config.BasicSettings.GraphWarmUpCalls + 1
-        rounds = max(1, steps // num_envs)
-        for step in range(warm_up + rounds):
-            if step == warm_up:
-                start = time.perf_counter()
-            environment.start_step(policy.act(observation))
-            observation = environment.finish_step().observation
+        policy = EvaluationPolicy(config, (*models, False), num_envs, execution, seed, greedy=False)
+        played = play(policy, environment, environment.reset(), config.Environment.MaxFaults)
+        deque(itertools.islice(played, warm_up), maxlen=0)
+        start = time.perf_counter()
+        deque(itertools.islice(played, rounds), maxlen=0)
         return {"evaluation_steps_per_s": rounds * num_envs / (time.perf_counter() - start)}
-    finally:
-        environment.close()
 
 
 def horizon_growth(

@@ -164,6 +164,10 @@ class AtariGame:
             np.maximum(self._screen, self._screen_before, out=self._screen)
         self._resize()
 
+    def render(self) -> np.ndarray:
+        """Return the present picture as the emulator draws it, uint8 (210, 160, 3) for most games."""
+        return self._screen
+
     # Saving and restoring.
 
     def _snapshot(self) -> dict[str, Any]:

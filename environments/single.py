@@ -47,6 +47,9 @@ class SingleEnvironment(Protocol):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
         """Act; return observation (a new episode's first at an end), reward, termination, episode end."""
 
+    def render(self) -> np.ndarray:
+        """Return the present picture as the environment draws it, uint8 (height, width, 3)."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the future depends on, in plain values and arrays."""
 
@@ -139,8 +142,10 @@ class GymnasiumEnvironment:
         self._env = self._make()
         self._read = observation_reader(self._env.observation_space, settings.Observation, image_size)
         self._draws = self._read is None
-        if self._draws:
-            self._read = ImageReader(None, image_size)
+        self._read = self._read or ImageReader(None, image_size)
+        can_draw = "rgb_array" in self._env.metadata.get("render_modes", ())
+        if self._draws or (can_draw and self._read.spec.kind == "vector"):
+            self._arguments = self._arguments | {"render_mode": "rgb_array"}
             self._make_anew()
         self._act = action_map(self._env.action_space)
         self.observation_spec, self.action_spec = self._read.spec, self._act.spec
@@ -151,16 +156,16 @@ class GymnasiumEnvironment:
         self._seed = self._steps = 0
         self._lives: int | None = None
 
-    def _make(self, **arguments: Any) -> gymnasium.Env:
+    def _make(self) -> gymnasium.Env:
         try:  # the time limit is kept here, where its count can be saved
             fixed = {"max_episode_steps": -1, "disable_env_checker": True}
-            return gymnasium.make(self._spec, **self._arguments | fixed | arguments)
+            return gymnasium.make(self._spec, **self._arguments | fixed)
         except Exception as error:
             raise UserError(f"{type(error).__name__}: {error}") from error
 
     def _make_anew(self) -> None:
         self._env.close()
-        self._env = self._make(**{"render_mode": "rgb_array"} if self._draws else {})
+        self._env = self._make()
 
     def reset(self, seed: int) -> np.ndarray:
         """Seed the environment, begin its first episode and return the first observation."""
@@ -209,7 +214,8 @@ class GymnasiumEnvironment:
         return observation, total, bool(terminated or lost), episode_end
 
     def _observe(self, observation: Any) -> np.ndarray:
-        return self._read(self._draw() if self._draws else observation)
+        self._latest = self._draw() if self._draws else observation
+        return self._read(self._latest)
 
     def _draw(self) -> Any:
         try:
@@ -217,6 +223,21 @@ class GymnasiumEnvironment:
         except Exception as error:
             hint = f"; {control.DRAWING}" if "mujoco" in sys.modules else ""
             raise UserError(f"it cannot draw itself ({error}){hint}") from error
+
+    def render(self) -> np.ndarray:
+        """Return the present picture, uint8 (height, width, 3), in the environment's own size.
+
+        Raises:
+            UserError: it offers none.
+        """
+        if self.observation_spec.kind == "image":
+            picture = self._latest if self._latest.dtype == np.uint8 else self._read(self._latest)
+        elif self._env.render_mode == "rgb_array":
+            picture = self._draw()
+        else:
+            raise UserError("it offers no picture")
+        picture = picture if picture.ndim == 3 else picture[:, :, None]
+        return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
     # Saving and restoring.
 

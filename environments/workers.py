@@ -223,6 +223,10 @@ class Pool:
             steps.append(step)
         return steps
 
+    def render(self) -> np.ndarray:
+        """Return the picture of the first environment in its own size."""
+        return self._ask({0: ("render",)}, START_SECONDS)[0]
+
     def states(self) -> list[dict[str, Any]]:
         """The environments' states."""
         return self._ask(dict.fromkeys(range(len(self._members)), ("state_dict",)), START_SECONDS)

@@ -9,40 +9,48 @@ from configuration.checks import read_value
 from environments.single import environment_id
 from utils import OneLineParser, UserError
 
-DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME; --help lists the options."
+DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME"
 SETTINGS = {  # option → the setting that it overrides
     "num_episodes": "Evaluation.NumEpisodes",
     "num_envs": "Evaluation.NumEnvs",
+    "num_threads": "BasicSettings.NumThreads",
     "seed": "BasicSettings.Seed",
     "device": "BasicSettings.device",
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options, each with one or two dashes."""
+    """Return the parser of the options, each with one or two dashes."""
     parser = OneLineParser(prog="eval.py", description=DESCRIPTION, allow_abbrev=False)
 
     def option(name: str, meaning: str, **settings: object) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
 
-    option("run_name", "name of the run, a folder of outputs/", required=True)
+    option("run_name", "name of the run, or its folder outputs/NAME", required=True)
     option("config_path", "YAML file, for checkpoints without a saved run")
     option("env_name", "game or Gymnasium id, for checkpoints without a saved run", type=environment_id)
     option("ckpt_dir", "folder of checkpoints (default: those of the run)", type=Path)
     option("checkpoints", "all (default), last, or a step", default="all")
     option("num_episodes", "episodes per checkpoint (default: the run's Evaluation.NumEpisodes)", type=int)
     option("num_envs", "parallel environments (default: the run's Evaluation.NumEnvs)", type=int)
+    option("num_threads", "CPU threads (default: the run's BasicSettings.NumThreads)", type=int)
     option("seed", "seed of the evaluation (default: the run's)", type=int)
     option("greedy", "take the most likely action", action="store_true")
     option("protocol", "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)")
-    option("record_video", "save one environment's play as a GIF", action="store_true")
+    option("record_video", "save the play of one environment as MP4 or GIF", action="store_true")
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
     option("device", "device (default: the run's BasicSettings.device)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="Section.Key=value",
+        help="other Environment or Evaluation settings",
+    )
     return parser
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """Read a command line; UserError for a value that is impossible on its own, by its option's name."""
+    """Read a command line; raise UserError, by its option's name, for a value that is impossible."""
     options = make_parser().parse_args(arguments)
     for name, key in SETTINGS.items():
         try:
@@ -52,4 +60,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
             raise UserError(str(error).replace(key, f"-{name}", 1)) from error
     if options.protocol not in (None, "fair", "release"):
         raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
+    for text in options.overrides:
+        if not text.startswith(("Environment.", "Evaluation.")):
+            raise UserError(f"{text!r}: must be an option, or a setting of Environment or Evaluation")
     return options

@@ -7,6 +7,7 @@ reward and termination are told, and the prior's KL divergence and perplexity.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -23,16 +24,18 @@ from agents import Policy
 from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
 from configuration.schema import Config
-from env_wrapper import VectorEnvironment, make_environment
-from evaluation.episodes import SEED_RANGE, load_models, make_evaluation_policy
+from env_wrapper import VectorEnvironment
+from evaluation.episodes import evaluation_environment, play
 from evaluation.open_loop import OpenLoop, comparison_video, mean_squared_errors, open_loop, prior_quality
+from evaluation.policies import EvaluationPolicy, load_models
+from evaluation.target import Target
 from run_files.directory import machine_facts
 from run_files.event_file import encode_gif
 from sub_models.batch import Batch
 from sub_models.functions_losses import categorical_kl, sample
 from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
-from utils import UserError, write_atomically
+from utils import UserError, resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
 VIDEO_FPS = 5.0  # slow enough to compare
@@ -61,25 +64,29 @@ class ByHorizon:
     prior_perplexity: list[float]  # per latent, of samples of that posterior
 
 
-def play(policy: Policy, environment: VectorEnvironment, steps: int) -> tuple[Batch, list[float]]:
-    """Play whole episodes until there are at least `steps` steps.
+def play_episodes(
+    policy: Policy, environment: VectorEnvironment, steps: int, max_faults: int
+) -> tuple[Batch, list[float]]:
+    """Play whole episodes until there are at least `steps` steps; one in which a fault happens is dropped.
 
     Args:
-        policy: fresh. environment: of one environment.
+        policy: fresh. environment: of one environment. max_faults: in a row, that are too many.
 
     Returns:
         The steps as one window (1, T), across episode ends as in the replay buffer, and the returns.
     """
-    observation, rows, returns = environment.reset(), [], []
-    finished = False
-    while len(rows) < steps or not finished:
-        action = policy.act(observation)
-        environment.start_step(action)
-        result = environment.finish_step()
-        rows.append((observation, action, result.reward, result.termination))
-        observation, finished = result.observation, bool(result.episode_end[0])
-        if finished:
+    rows, episode, returns = [], [], []
+    for step in play(policy, environment, environment.reset(), max_faults):
+        if step is None:
+            episode = []
+            continue
+        result = step.result
+        episode.append((step.observation, step.action, result.reward, result.termination))
+        if result.episode_end[0]:
+            rows, episode = rows + episode, []
             returns.append(float(result.episode_return[0]))
+            if len(rows) >= steps:
+                break
     return Batch(*(torch.from_numpy(np.stack(column, axis=1)) for column in zip(*rows, strict=True))), returns
 
 
@@ -159,6 +166,16 @@ def window_lengths(config: Config) -> tuple[int, int]:
     return context, horizon
 
 
+def report_world_model(target: Target) -> None:
+    """Judge the world model of a target's last checkpoint, print and write the result."""
+    settings = target.config.BasicSettings
+    execution = Execution(settings, resolve_device(settings.device))
+    result, video = measure(target.config, execution, target.checkpoints, target.steps[-1], target.seed)
+    print(table(result))
+    paths = write_report(result, video, target.results, target.run.name)
+    print(f"wrote {', '.join(map(str, paths))}")
+
+
 def measure(
     config: Config, execution: Execution, checkpoints: Path, step: int, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -169,19 +186,12 @@ def measure(
     """
     context, horizon = window_lengths(config)
     settings = config.Evaluation
-    environment = make_environment(
-        config.BasicSettings.env_name,
-        config.Environment,
-        config.BasicSettings.ImageSize,
-        1,
-        derive_seed(seed, "held-out episodes") % SEED_RANGE,
-    )
-    try:
+    environment = evaluation_environment(config, 1, seed, purpose="held-out episodes")
+    with contextlib.closing(environment):
         models = load_models(config, environment.spaces, execution, checkpoints, step)
-        policy = make_evaluation_policy(config, models, 1, execution, seed, settings.Greedy)
-        steps, returns = play(policy, environment, settings.PredictionWindows * (context + horizon))
-    finally:
-        environment.close()
+        policy = EvaluationPolicy(config, models, 1, execution, seed, settings.Greedy)
+        wanted = settings.PredictionWindows * (context + horizon)
+        steps, returns = play_episodes(policy, environment, wanted, config.Environment.MaxFaults)
     world_model = models[0]
     batch = spread_windows(steps, settings.PredictionWindows, context + horizon).to(execution.device)
     streams = RandomStreams(derive_seed(seed, "world-model report"), execution.device)

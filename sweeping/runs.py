@@ -11,8 +11,8 @@ from pathlib import Path
 from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
 from environments.single import environment_id, find_spec
-from evaluation.episodes import choose_steps
 from evaluation.options import parse_options
+from evaluation.policies import choose_steps
 from evaluation.tables import Evaluation, read_evaluations
 from run_files.directory import EVALUATIONS, RunDirectory, find_run
 from sweeping.local import Job

@@ -18,8 +18,9 @@ from compute.random_streams import RandomStreams, derive_seed
 from configuration.schema import Config
 from env_wrapper import StepResult, make_environment
 from environments.single import ignored_settings
-from evaluation.episodes import evaluate, evaluation_environment, make_evaluation_policy, summarise
+from evaluation.episodes import evaluate, evaluation_environment, summarise
 from evaluation.open_loop import imagination_video
+from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory, RunLogger, RunStatus, joined_facts, machine_facts
 from run_files.seals import seal_run
@@ -236,7 +237,7 @@ class TrainingRun:
         models = (self.learner.world_model, self.learner.agent, False)
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
-        policy = make_evaluation_policy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
+        policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         quirks = self.config.BasicSettings.ReleaseQuirks
         environment = evaluation_environment(self.config, num_envs, seed, quirks)
         try:

@@ -382,6 +382,11 @@ def test_a_broken_trajectory_is_named(tmp_path: Path, content: bytes | None, wor
         (["-run_name=good", "-env_name=ALE/Pong-v5"], ["ALE/Pong-v5"]),
         (["-run_name=good", "-what=1"], ["-what"]),
         (["-run_name=good", "-num_episode=3"], ["-num_episode=3", "did you mean '-num_episodes'"]),
+        (
+            ["-run_name=good", "Models.Agent.Gamma=0.5"],
+            ["Gamma=0.5", "Environment or Evaluation"],
+        ),
+        (["-run_name=good", "Environment.StickyAction=0"], ["StickyActions"]),
         (["-run_name=good", "more"], ["more"]),
         (["-run_name=new", "-ckpt_dir=outputs/good/ckpt"], ["-config_path", "-env_name"]),
         (["-run_name=good", "-ckpt_dir=outputs/other/ckpt"], ["agent_5.pth", "shape"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,9 +39,13 @@ from tiny_runs import (
 
 from agents import Policy
 from env_wrapper import VectorEnvironment
-from evaluation.episodes import load_policy
+from evaluation import load_policy, scoring, video
+from evaluation.episodes import evaluate as play_episodes
+from evaluation.policies import EvaluationPolicy
+from evaluation.tables import Episode
 from replay_buffer import ReplayBuffer
 from training.learner import Learner
+from utils import UserError
 
 HOW = ["episodes", "seed", "protocol", "greedy", "num_envs", "settings"]
 COLUMNS = ["step", "episode_avg_return", "episode_std_return", "human_normalised_score", *HOW]
@@ -348,14 +354,77 @@ def test_no_evaluation_replaces_another(runs: Path) -> None:
     assert len(table(runs, "storm_episodes")) == 1 + 4
 
 
-def test_a_recorded_video_is_a_gif_of_one_environment(runs: Path) -> None:
+def test_settings_that_change_a_score_stand_in_its_row(runs: Path) -> None:
+    options = ["-run_name=outputs/git/", "-checkpoints=50", "-num_episodes=1", "-num_threads=1"]
+    settings = ["Environment.StickyActions=0", "Environment.MaxFaults=9", "Evaluation.VideoWindows=1"]
+    result = evaluate(runs, *options, *settings)
+    assert result.code == 0 and "with Environment.StickyActions=0.0" in result.out, result.error
+    assert "Environment.StickyActions=0.0" in [row[-1] for row in table(runs, "git") if row[0] == "50"]
+
+
+def test_checkpoints_that_were_finished_before_an_interruption_keep_their_rows(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def interrupted(*arguments: Any) -> list[Episode]:
+        played.append(arguments)
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        return [Episode(1.0, 5)]
+
+    monkeypatch.setattr(scoring, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(runs, "-run_name=storm", "-seed=77")
+    assert [row[0] for row in table(runs, "storm") if row[5] == "77"] == ["50"]
+
+
+def record_video(runs: Path, name: str, *options: str) -> str:
+    result = evaluate(runs, f"-run_name={name}", "-checkpoints=last", "-record_video", *options)
+    assert result.code == 0, result.error
+    return result.out
+
+
+def test_a_video_shows_whole_episodes_as_the_emulator_draws_them(runs: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    out = record_video(runs, "storm", "-num_episodes=3", "-num_envs=2")  # of which two are environment 0's
+    path = runs / "outputs" / "eval_result" / f"storm_{STEPS}.mp4"
+    assert f"{path.name}\n" in out
+    frames = ffmpeg.read_frames(str(path))
+    assert next(frames)["source_size"] == (160, 210) and len(list(frames)) == 2 * 25
+
+
+def test_without_an_encoder_a_video_is_a_gif(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     settings = ["BasicSettings.env_name=Diagnostic/Catch-v0", "JointTrainAgent.SampleMaxSteps=5"]
     assert train(runs, "catch", *settings).code == 0
-    result = evaluate(runs, "-run_name=catch", "-num_episodes=2", "-record_video")
-    assert result.code == 0 and "human-normalised" not in result.out
+    assert "human-normalised" not in record_video(runs, "catch", "-num_episodes=2")
     assert table(runs, "catch")[1][3] == ""  # no human has played it
-    picture = Image.open(runs / "outputs" / "eval_result" / "catch_5.gif")
-    assert picture.is_animated and picture.n_frames == 18 and picture.size == (16, 16)
+    path = runs / "outputs" / "eval_result" / "catch_5.gif"
+    with Image.open(path) as picture:
+        assert picture.n_frames == 18 and picture.size == (16, 16)
+    monkeypatch.setattr(video, "GIF_PICTURES", 8)
+    record_video(runs, "catch", "-num_episodes=2")
+    with Image.open(path) as picture:  # every fourth picture, at the same speed
+        assert picture.n_frames == 5 and picture.info["duration"] == pytest.approx(4 * 1000 / 15, abs=10)
+
+
+def test_evaluations_are_seeded_apart_from_training_and_from_one_another(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[list[int]] = []
+    streams: list[int] = []
+    record_calls(monkeypatch, VectorEnvironment, "reset", lambda owner, _: seeds.append(list(owner.seeds)))
+    record_calls(
+        monkeypatch, EvaluationPolicy, "prepare", lambda owner, _: streams.append(owner.streams.seed)
+    )
+    settings = ["JointTrainAgent.EvalEverySteps=20", "JointTrainAgent.SampleMaxSteps=42"]
+    assert train(runs, "seeds", *settings, "BasicSettings.Seed=3").code == 0
+    assert evaluate(runs, "-run_name=seeds", "-num_episodes=1").code == 0
+    training, *evaluations = [each for count, each in enumerate(seeds) if each not in seeds[:count]]
+    assert training == [3] and len(evaluations) == 3
+    assert all(abs(seed - 3) > 1_000 for seeds in evaluations for seed in seeds)
+    assert len(set(streams)) == 3 and 3 not in streams
 
 
 def test_a_contradiction_of_the_saved_config_is_an_error(runs: Path) -> None:
@@ -379,6 +448,37 @@ def test_an_agent_is_loaded_in_three_lines(runs: Path) -> None:
         actions = [policy.act(frames) for _ in range(8)]
     assert all(action.shape == (2,) and action.dtype == np.int64 for action in actions)
     assert len({tuple(action) for action in actions}) > 1
+    for wrong in (frames[:1], frames[0], frames.astype(np.float32), torch.zeros(2, 3, 16, 16), None):
+        with pytest.raises(ValueError, match=r"act\(\) wants uint8 \(2, 16, 16, 3\), found"):
+            policy.act(wrong)
+
+
+def test_an_agent_is_loaded_from_any_folder(runs: Path, tmp_path: Path) -> None:
+    run = runs / "outputs" / "storm"
+    files = [run / "ckpt" / name for name in ("agent_50.pth", "world_model_100.pth")]
+    sources = [run, f"{run}/", run / "ckpt", *files]
+    with in_folder(tmp_path):
+        policies = [load_policy(source, device="cpu") for source in sources]
+        shutil.copytree(run / "ckpt", tmp_path / "mine")
+        shutil.copy(run / "config.yaml", tmp_path / "mine")
+        policies.append(load_policy("mine", "100", device="cpu"))
+        for source in ("strom", "no/such", run / "config.yaml", str(run / "ckpt" / "agent_7.pth")):
+            with pytest.raises(UserError):
+                load_policy(source)
+    saved = [weights(runs, "storm", step)["agent.actor.0.weight"] for step in (120, 120, 120, 50, 100, 100)]
+    loaded = [policy.agent.actor[0].weight for policy in policies]
+    assert all(map(torch.equal, loaded, saved)) and len(loaded) == len(saved)
+
+
+def test_a_loaded_agent_makes_the_environment_that_it_acts_in(runs: Path) -> None:
+    with in_folder(runs):
+        policy = load_policy("storm", device="cpu")
+    with contextlib.closing(policy.make_environment()) as environment:
+        environment.start_step(policy.act(environment.reset()))
+        frames = environment.finish_step().observation
+        assert frames.shape == (1, 16, 16, 3) and environment.name == "ALE/KungFuMaster-v5"
+        (length,) = {episode.length for episode in play_episodes(policy, environment, 1)}
+    assert length == 25  # as the run's own MaxEpisodeFrames says
 
 
 def test_a_loaded_agent_is_as_greedy_as_its_run(runs: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from env_wrapper import EnvironmentFault, StepResult
-from evaluation.episodes import Episode, evaluate, quotas, summarise
+from evaluation.episodes import evaluate, quotas, summarise
 from evaluation.scores import human_normalised
+from evaluation.tables import Episode
 from utils import UserError
 
 FRAMES = np.zeros((2, 4, 4, 3), np.uint8)

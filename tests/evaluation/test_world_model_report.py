@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -17,13 +18,14 @@ from agents import make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
-from env_wrapper import make_environment
-from evaluation.episodes import make_evaluation_policy
+from env_wrapper import EnvironmentFault, StepResult, make_environment
+from evaluation.episodes import evaluation_environment
 from evaluation.open_loop import OpenLoop
+from evaluation.policies import EvaluationPolicy
 from evaluation.world_model_report import (
     beats_copy,
     errors_by_horizon,
-    play,
+    play_episodes,
     round_to_sign,
     spread_windows,
     table,
@@ -81,8 +83,8 @@ def test_held_out_play_is_whole_episodes_in_order() -> None:
     environment = make_environment("Diagnostic/Catch-v0", config.Environment, 16, 1, 7)
     models = (*make_models(config, SPACES, CPU), False)
     try:
-        policy = make_evaluation_policy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
-        steps, returns = play(policy, environment, 20)
+        policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
+        steps, returns = play_episodes(policy, environment, 20, max_faults=1)
     finally:
         environment.close()
     assert steps.observation.shape == (1, 27, 16, 16, 3) and steps.observation.dtype == torch.uint8
@@ -92,6 +94,29 @@ def test_held_out_play_is_whole_episodes_in_order() -> None:
     assert steps.reward[0].count_nonzero() == 3
     ball_is_on_top = (steps.observation[0, :, 0] != steps.observation[0, 1, 0, 0]).flatten(1).any(-1)
     assert ball_is_on_top.nonzero().flatten().tolist() == [0, 9, 18]
+
+
+def test_an_environments_fault_drops_the_episode_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = catch_config()
+    environment = evaluation_environment(config, 1, 0)
+    finish_step, calls = environment.finish_step, []
+
+    def failing() -> StepResult:
+        calls.append(finish_step())
+        if len(calls) in faults:
+            raise EnvironmentFault("it died", environment.reset(), [7])
+        return calls[-1]
+
+    monkeypatch.setattr(environment, "finish_step", failing)
+    models = (*make_models(config, SPACES, CPU), False)
+    policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
+    with contextlib.closing(environment):
+        faults = (12,)
+        steps, returns = play_episodes(policy, environment, 20, max_faults=2)
+        assert steps.reward.shape == (1, 27) and len(returns) == 3
+        faults = (len(calls) + 5, len(calls) + 6)
+        with pytest.raises(UserError, match="2 environment faults in a row, the last one: it died"):
+            play_episodes(policy, environment, 20, max_faults=2)
 
 
 def test_windows_are_spread_evenly_and_disjoint() -> None:

@@ -1,0 +1,161 @@
+"""Agents from checkpoints, ready to act."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from agents import Policy, make_models
+from compute.execution import Execution
+from compute.random_streams import RandomStreams, derive_seed
+from configuration.loading import load_saved_config
+from configuration.schema import Config
+from configuration.spaces import Spaces
+from env_wrapper import VectorEnvironment
+from evaluation.episodes import environment_spaces, evaluation_environment
+from run_files.directory import RunDirectory, find_run
+from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights
+from sub_models import storm_checkpoint
+from utils import REPOSITORY, UserError, resolve_device
+
+STEP = re.compile(r"[0-9]{1,15}")
+WEIGHT_FILE = re.compile(r"(?:world_model|agent)_([0-9]{1,15})\.pth")
+Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
+Weights = dict[str, Tensor]
+
+
+class EvaluationPolicy(Policy):
+    """A policy with fixed weights, and what it acts in.
+
+    Args:
+        config: of the run. models: as `load_models` gives them. num_envs: N. execution: device and precision.
+        seed: of its own random streams. greedy: take the most likely action.
+    """
+
+    def __init__(
+        self, config: Config, models: Models, num_envs: int, execution: Execution, seed: int, greedy: bool
+    ) -> None:
+        world_model, agent, original = models
+        super().__init__(
+            world_model,
+            agent,
+            num_envs,
+            config.JointTrainAgent.ActingContextLength,
+            RandomStreams(derive_seed(seed, "evaluation"), execution.device),
+            greedy=greedy,
+            blind=original or config.BasicSettings.ReleaseQuirks,
+            fixed_weights=True,
+        )
+        self.config, self.seed = config, seed
+        spec = world_model.spaces.observation
+        self._expected = (spec.dtype, (num_envs, *spec.shape))
+        self.prepare(execution)
+
+    def act(self, observation: Tensor | np.ndarray) -> np.ndarray:
+        """Return actions (N, ...) on observations (N, *shape); raise ValueError for anything else."""
+        dtype = str(getattr(observation, "dtype", type(observation).__name__)).removeprefix("torch.")
+        shape = tuple(getattr(observation, "shape", ()))
+        if (dtype, shape) != self._expected:
+            raise ValueError(f"act() wants {' '.join(map(str, self._expected))}, found {dtype} {shape}")
+        return super().act(observation)
+
+    def make_environment(self) -> VectorEnvironment:
+        """Return the N environments it acts in, preprocessed as in training and seeded apart from it.
+
+        environment = policy.make_environment()
+        frames = environment.reset()
+        environment.start_step(policy.act(frames))
+        frames = environment.finish_step().observation
+        """
+        quirks = self.config.BasicSettings.ReleaseQuirks
+        return evaluation_environment(self.config, self.num_envs, self.seed, quirks)
+
+
+def read_checkpoint(directory: Path, step: int) -> tuple[list[Weights], bool]:
+    """Return the weights of world model and agent by our names, and whether the original STORM wrote them."""
+    both, original = [], False
+    for path in checkpoint_files(directory, step):
+        weights = load_weights(path)
+        if storm_checkpoint.is_original(weights):
+            original = True
+            weights = storm_checkpoint.convert(weights, str(path))
+        both.append(weights)
+    return both, original
+
+
+def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:
+    """Return world model and agent of a checkpoint, ours or the original STORM's.
+
+    And whether they are the original STORM's, which act without seeing the current frame.
+    """
+    weights, original = read_checkpoint(directory, step)
+    models = make_models(config, spaces, execution.device)
+    for model, named, path in zip(models, weights, checkpoint_files(directory, step), strict=True):
+        load_into(model, named, str(path))
+    return *models, original
+
+
+def choose_steps(directory: Path, which: str) -> list[int]:
+    """Return the checkpoint steps that `which` asks for: all, last, or one step.
+
+    Raises:
+        UserError: none saved, or not that one.
+    """
+    if which not in ("all", "last") and not STEP.fullmatch(which):
+        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
+    steps = list_checkpoints(directory)
+    if which in ("all", "last") and steps:
+        return steps if which == "all" else steps[-1:]
+    step = int(which) if STEP.fullmatch(which) else 0
+    checkpoint_files(directory, step)
+    return [step]
+
+
+def load_policy(
+    source: str | Path,
+    checkpoint: str | int = "last",
+    num_envs: int = 1,
+    device: str = "auto",
+    greedy: bool | None = None,
+) -> EvaluationPolicy:
+    """Return the agent of a finished or running run, ready to act on frames.
+
+        policy = load_policy("Boxing-STORM-seed_0")
+        action = policy.act(frames)  # uint8 (num_envs, 64, 64, 3) → int64 (num_envs,)
+
+    Args:
+        source: name of a run in outputs/ of this folder or of the repository; or a run's folder, a
+            folder of checkpoints, or one of a checkpoint's files.
+        checkpoint: "last" or a step, unless `source` is a file.
+        greedy: take the most likely action (None: as the run's Evaluation.Greedy says).
+
+    Raises:
+        UserError: no such run or checkpoint, or one that cannot be used.
+    """
+    checkpoints, step_of_file = find_checkpoints(source)
+    saved = [folder / "config.yaml" for folder in (checkpoints.parent, checkpoints)]
+    config = load_saved_config(next((path for path in saved if path.is_file()), saved[0]))
+    step = choose_steps(checkpoints, step_of_file or str(checkpoint))[-1]
+    execution = Execution(config.BasicSettings, resolve_device(device))
+    models = load_models(config, environment_spaces(config), execution, checkpoints, step)
+    greedy = config.Evaluation.Greedy if greedy is None else greedy
+    return EvaluationPolicy(config, models, num_envs, execution, config.BasicSettings.Seed, greedy)
+
+
+def find_checkpoints(source: str | Path) -> tuple[Path, str | None]:
+    """Return the folder of checkpoints that `load_policy`'s source names, and the step if it is a file."""
+    path = Path(source).expanduser()
+    file = WEIGHT_FILE.fullmatch(path.name)
+    if file and path.is_file():
+        return path.absolute().parent, file[1]
+    if path.is_file():
+        raise UserError(f"{path}: is not named world_model_<step>.pth or agent_<step>.pth")
+    if (path / "config.yaml").is_file() or list_checkpoints(path):
+        return path.absolute() / "ckpt" if (path / "ckpt").is_dir() else path.absolute(), None
+    if path.name != str(source).rstrip("/"):
+        raise UserError(f"no run or checkpoint in {path.absolute()}")
+    run = RunDirectory(path.name, REPOSITORY)
+    return (run if run.outputs.is_dir() else find_run(path.name)).checkpoints, None

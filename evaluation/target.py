@@ -1,0 +1,125 @@
+"""What eval.py evaluates: whose weights, in which environment, under which settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from configuration.loading import apply_overrides, differences, find_config, load_config, load_saved_config
+from configuration.schema import Config
+from evaluation.options import SETTINGS
+from evaluation.policies import choose_steps
+from run_files.directory import EVALUATIONS, RunDirectory, find_run
+from utils import UserError
+
+SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
+UNSCORED = ("Environment.StepTimeout", "Environment.MaxFaults")  # all others may change a score
+
+
+@dataclass(frozen=True)
+class Target:
+    """The checkpoints of one run, and how they are evaluated."""
+
+    run: RunDirectory
+    config: Config
+    checkpoints: Path
+    steps: list[int]
+    as_release: bool  # first to finish, and the release's habits of seeding and counting
+    settings: str  # what differs from the run's own, as in the evaluation table
+
+    @property
+    def num_envs(self) -> int:
+        """Parallel environments, no more than there are episodes."""
+        return min(self.config.Evaluation.NumEnvs, self.config.Evaluation.NumEpisodes)
+
+    @property
+    def seed(self) -> int:
+        """The evaluation's seed."""
+        return self.config.BasicSettings.Seed
+
+    @property
+    def results(self) -> Path:
+        """The folder of the results, beside the run's."""
+        return self.run.outputs.parent / EVALUATIONS
+
+
+def read_target(options: argparse.Namespace) -> Target:
+    """Check what the options name before anything is loaded; raise UserError for what cannot be."""
+    path = Path(options.run_name).expanduser()
+    where = (path.name, path.parent.parent) if path.parent.name == "outputs" else (options.run_name,)
+    run = RunDirectory(*where) if options.ckpt_dir is not None else find_run(*where)
+    checkpoints = options.ckpt_dir or run.checkpoints
+    if not checkpoints.is_dir():
+        raise UserError(f"no folder of checkpoints {checkpoints}")
+    own = read_config(options, run)
+    config = override(own, options)
+    changed = [f"{key}={new}" for key, _, new in differences(own, config) if is_scored(key)]
+    foreign = [] if checkpoints.absolute() == run.checkpoints.absolute() else ["ckpt_dir"]
+    foreign += [] if run.config_file.is_file() else ["config_path", "env_name"]
+    return Target(
+        run=run,
+        config=config,
+        checkpoints=checkpoints,
+        steps=choose_steps(checkpoints, options.checkpoints),
+        as_release=options.protocol == "release"
+        or (options.protocol is None and config.BasicSettings.ReleaseQuirks),
+        settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + changed),
+    )
+
+
+def is_scored(key: str) -> bool:
+    """Whether a setting changes scores, and has no column of its own in the evaluation table."""
+    return key.startswith("Environment.") and key not in UNSCORED
+
+
+def read_config(options: argparse.Namespace, run: RunDirectory) -> Config:
+    """Return the run's saved config, else the one that the options name; raise UserError if they disagree."""
+    if run.config_file.is_file():
+        config = load_saved_config(run.config_file)
+        check_agreement(options, config)
+        return config
+    if options.config_path is None or options.env_name is None:
+        raise UserError(
+            f"run {options.run_name!r} has no saved config: name one with -config_path and -env_name"
+        )
+    return load_config(
+        [f"BasicSettings.{key}={getattr(options, key)}" for key in ("config_path", "env_name")]
+    )
+
+
+def override(config: Config, options: argparse.Namespace) -> Config:
+    """Return a config with what the options say laid over it."""
+    values = {key: getattr(options, name) for name, key in SETTINGS.items()}
+    values["Evaluation.Greedy"] = options.greedy or None
+    given = [f"{key}={value}" for key, value in values.items() if value is not None]
+    return apply_overrides(config, given + options.overrides)
+
+
+def check_agreement(options: argparse.Namespace, config: Config) -> None:
+    """Raise UserError if options say otherwise than the run's saved config.
+
+    Another file than the one the run started from is fine as long as it describes the same model.
+    """
+    saved = config.BasicSettings
+    if options.env_name not in (None, saved.env_name):
+        raise UserError(
+            f"-env_name={options.env_name}: run {options.run_name} was trained on {saved.env_name}"
+        )
+    if options.config_path is None or is_same_file(options.config_path, saved.config_path):
+        return  # of the same file: the run's overrides were laid over it
+    given = load_config([f"BasicSettings.config_path={options.config_path}"])
+    for key, asked, trained in differences(given, config):
+        if key.startswith(SHAPING):
+            raise UserError(
+                f"-config_path={options.config_path} has {key}={asked}: run {options.run_name} was trained "
+                f"with {trained}, from {saved.config_path}; leave -config_path out"
+            )
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Return whether two values of BasicSettings.config_path name one file that is there."""
+    try:
+        return find_config(one).samefile(find_config(other))
+    except UserError:
+        return False
