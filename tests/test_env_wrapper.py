@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ale_py
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -238,6 +239,34 @@ class ScriptedLives:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ale, name)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_pictures_are_those_that_the_environment_draws(make: Make, num_envs: int) -> None:
+    game = make(num_envs=num_envs)
+    game.reset()
+    pictures = []
+    for action in random_actions(3):
+        (result,) = play(game, [action])
+        pictures.append(game.render())
+        resized = cv2.resize(pictures[-1], (64, 64), interpolation=cv2.INTER_AREA)
+        assert pictures[-1].shape == (210, 160, 3) and np.array_equal(resized, result.observation[0])
+    assert not np.array_equal(pictures[0], pictures[1])  # each is a copy of its own
+    grey = make("stub_envs:StubGrey-v0", num_envs)
+    grey.reset()
+    assert grey.render().shape == (20, 30, 3)
+
+
+def test_what_is_seen_as_a_vector_is_drawn_if_it_can_be(make: Make) -> None:
+    pytest.importorskip("pygame")
+    pole = make("CartPole-v1")
+    pole.reset()
+    picture = pole.render()
+    assert picture.shape == (400, 600, 3) and picture.dtype == np.uint8 and picture.std() > 0
+    blind = make("stub_envs:StubGrey-v0", Observation="vector")
+    blind.reset()
+    with pytest.raises(UserError, match=r"StubGrey-v0.*offers no picture"):
+        blind.render()
 
 
 def test_a_life_lost_just_after_an_extra_life_counts(make: Make) -> None:
