@@ -22,7 +22,6 @@ from benchmarking.measurements import (
     batch_growth,
     copy_bandwidth,
     end_to_end,
-    environment_spaces,
     evaluation_speed,
     horizon_growth,
     measure_phases,
@@ -31,6 +30,7 @@ from benchmarking.measurements import (
 from compute.execution import Execution
 from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
+from evaluation.episodes import environment_spaces
 from run_files.directory import machine_facts
 from train import train
 from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
