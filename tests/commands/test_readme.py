@@ -48,6 +48,19 @@ def test_every_test_it_names_exists() -> None:
     assert named and not missing
 
 
+def test_every_call_of_the_tests_in_the_documents_finds_some() -> None:
+    documents = [README, *(ROOT / "docs").glob("*.md"), ROOT / "test.sh"]
+    calls = re.findall(
+        r"\./test\.sh ([^`\n]*tests/[^`\n]*)", "\n".join(path.read_text() for path in documents)
+    )
+    assert calls
+    for call in calls:
+        files, words = re.findall(r"tests/[\w/]+\.py", call), re.search(r'-k (?:"([^"]+)"|(\w+))', call)
+        names = re.findall(r"def (test_\w+)", "".join((ROOT / file).read_text() for file in files))
+        wanted = (words[1] or words[2]).split(" or ") if words else ["test_"]
+        assert all(any(word in name for name in names) for word in wanted), call
+
+
 def test_every_file_it_links_to_exists() -> None:
     links = re.findall(r"\]\((?!http|#)([^)#]+)\)", README.read_text())
     assert links and not [link for link in links if not (ROOT / link).exists()]

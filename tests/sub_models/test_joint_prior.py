@@ -21,16 +21,19 @@ def priors() -> dict[str, dict[str, float]]:
     return compare_priors(collect(SETTINGS), SETTINGS)[0]
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder_are_no_obstacle(priors: dict[str, dict[str, float]]) -> None:
     assert priors["posterior"]["consistent"] >= LIKE_THE_POSTERIOR
     assert priors["posterior"]["class_entropy"] >= LIKE_THE_POSTERIOR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [FACTORISED, "MaskGIT 1/1/1"])
 def test_independent_draws_disagree(priors: dict[str, dict[str, float]], name: str) -> None:
     assert priors[name]["consistent"] <= INDEPENDENT
 
 
+@pytest.mark.slow
 def test_joint_draws_agree_without_collapsing(priors: dict[str, dict[str, float]]) -> None:
     best = max((priors["MaskGIT 4/4/1"], priors["MaskGIT 8/8/1"]), key=lambda result: result["consistent"])
     assert best["consistent"] >= JOINT
