@@ -20,6 +20,7 @@ from sub_models.batch import Rollout
 from sub_models.functions_losses import TwoHotSymlog, lambda_return, percentile, weighted_sum
 from sub_models.perceptron import perceptron
 from sub_models.world_models import WorldModel
+from utils import load_class
 
 SMALLEST = torch.finfo(torch.float32).tiny  # keeps a ratio finite where its denominator is 0
 
@@ -182,7 +183,9 @@ def imagine(
 
 def make_models(config: Config, spaces: Spaces, device: torch.device) -> tuple[WorldModel, ActorCritic]:
     """Return world model and agent of a config, in evaluation mode."""
-    world_model = WorldModel(config.Models, config.JointTrainAgent.ModelType, spaces)
+    task = config.JointTrainAgent
+    kind = WorldModel if task.WorldModelClass == "auto" else load_class(task.WorldModelClass)
+    world_model = kind(config.Models, task.ModelType, spaces)
     quirks = config.BasicSettings.ReleaseQuirks
     agent = ActorCritic(config.Models.Agent, world_model.feature_size, spaces.action, quirks)
     world_model.to(device, memory_format=torch.channels_last)

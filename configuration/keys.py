@@ -72,6 +72,11 @@ class Key:
         return f"{text}, or null" if self.may_be_null else text
 
     @property
+    def names_a_class(self) -> bool:
+        """Whether the value may be a class of one's own, as module:Class."""
+        return isinstance(self.allowed, Texts) and "module:Class" in self.allowed.meaning
+
+    @property
     def shown_default(self) -> str:
         """The default as it is typed on a command line."""
         default = ",".join(self.default) if isinstance(self.default, list) else self.default

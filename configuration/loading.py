@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from configuration.checks import check_config, check_run_name, read_value, show, warnings_about
-from configuration.schema import IGNORED, Config, schema
+from configuration.schema import CLASS, IGNORED, Config, schema
 from configuration.yaml_files import read_yaml_mapping
-from utils import REPOSITORY, UserError, as_file_name, nearest
+from utils import REPOSITORY, UserError, as_file_name, load_class, nearest
 
 BASE_KEY = "base"  # top-level key of a YAML file: the file of the same folder it starts from
 LONGEST_CHAIN = 8  # files that may start from one another
@@ -53,7 +53,7 @@ def load_saved_config(path: str | Path) -> Config:
     tree = read_yaml_mapping(path)
     if not path.read_text(encoding="utf-8").rstrip().endswith(END_OF_SAVED):
         raise UserError(f"{path}: not a run's whole configuration: it does not end with {END_OF_SAVED!r}")
-    return _merge(Config(), [_typed_layer(tree, str(path))])
+    return _merge(Config(), [_typed_tree(tree, str(path))])
 
 
 def apply_overrides(config: Config, arguments: list[str]) -> Config:
@@ -124,7 +124,7 @@ def _read_layers(path: Path) -> list[dict[str, Any]]:
     for _ in range(LONGEST_CHAIN):
         tree = read_yaml_mapping(path)
         base = tree.pop(BASE_KEY, None)
-        layers.insert(0, _typed_layer(tree, str(path)))
+        layers.insert(0, _typed_tree(tree, str(path)))
         if str(layers[0].get(NAME)).endswith("-experiment"):  # the releases' files name a kind of run so
             layers[0][NAME] = None
         if base is None:
@@ -136,13 +136,30 @@ def _read_layers(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals:
             raise UserError(f"argument {show(argument)}: settings are given as Section.Key=value; see --help")
-        values |= _typed_layer({name: text}, "command line")
-    return values
+        texts[name] = text
+    return _typed_tree(texts, "command line")
+
+
+def _typed_tree(tree: Mapping[Any, Any], origin: str) -> dict[str, Any]:
+    """`_typed_layer` of a whole tree, once the modules that it names as module:Class are imported.
+
+    They may bring sections of their own.
+    """
+    for name, key in schema().items():
+        if key.names_a_class:
+            value: Any = tree.get(name)
+            if value is None:
+                value = tree
+                for part in name.split("."):
+                    value = value.get(part) if isinstance(value, Mapping) else None
+            if isinstance(value, str) and re.fullmatch(CLASS, value):
+                load_class(value)
+    return _typed_layer(tree, origin)
 
 
 def _typed_layer(tree: Mapping[Any, Any], origin: str, prefix: str = "") -> dict[str, Any]:
