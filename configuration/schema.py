@@ -140,6 +140,7 @@ class WorldModel:
     HeadLayers: int = fixed(2, "hidden layers of the reward and termination heads", COUNT)
     RewardBins: int = fixed(255, "bins of the two-hot reward head", AT_LEAST_2)
     BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
+    ReconstructionWeight: float = fixed(1.0, "weight of the squared error of observations", NOT_NEGATIVE)
     DynamicsWeight: float = fixed(0.5, "weight of KL[sg posterior || prior]", NOT_NEGATIVE, "beta_1")
     RepresentationWeight: float = fixed(0.1, "weight of KL[posterior || sg prior]", NOT_NEGATIVE, "beta_2")
     FreeNats: float = fixed(1.0, "KL below which it gives no gradient", NOT_NEGATIVE)

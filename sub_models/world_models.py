@@ -75,7 +75,7 @@ class WorldModel(nn.Module):
         self.reward_head = perceptron(width, *heads, self.config.RewardBins, self.config.NormEps)
         self.termination_head = perceptron(width, *heads, 1, self.config.NormEps)
         self.loss_weights = {
-            "reconstruction_loss": 1.0,
+            "reconstruction_loss": self.config.ReconstructionWeight,
             "reward_loss": 1.0,
             "termination_loss": 1.0,
             "dynamics_loss": self.config.DynamicsWeight,

@@ -1,0 +1,61 @@
+"""The figure of control.py: our training returns by simulator step, every seed, beside published ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures import DOTS_PER_INCH, running_mean
+from utils import write_atomically
+
+COLOURS = {"STORM-control": "#0072B2", "GITSTORM-control": "#D55E00"}  # Okabe and Ito (2008)
+OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
+AVERAGED = 5  # training episodes in a point of our curves
+COLUMNS = 4
+
+
+def draw(records: Sequence[Path], published: Path, path: Path) -> None:
+    """Draw one panel per task: lines of ours by seed, means and ranges of others."""
+    others = json.loads(published.read_text())
+    columns = min(COLUMNS, len(records))
+    rows = math.ceil(len(records) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, source in zip(panels, records, strict=False):
+        draw_task(axes, json.loads(source.read_text()), others)
+    for axes in list(panels):
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+
+
+def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> None:
+    """Draw one task."""
+    end = max(run["simulator_steps"] for run in record["runs"])
+    steps = np.array(others["steps"])
+    for name, colour in OTHERS.items():
+        seeds = others["methods"][name].get(record["task"].replace("-", "_"), {})
+        if not seeds:
+            continue
+        table = np.array(list(seeds.values()), dtype=float)[:, steps <= end]
+        shown = steps[steps <= end]
+        axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
+        axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
+    for run in record["runs"]:
+        at, values = zip(*run["training_returns"], strict=True)
+        at, values = running_mean(at, values, AVERAGED)
+        axes.plot(at, values, color=COLOURS.get(run["model"], "black"), lw=1.4, label=run["model"])
+    axes.set_title(record["task"], fontsize="medium")
+    axes.set_xlabel("simulator steps")
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, 1000)
+    axes.spines[["top", "right"]].set_visible(False)
