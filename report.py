@@ -19,13 +19,10 @@ COMMANDS = ("compare", "record")  # each the first word, before its options
 def new_parser(command: str, text: str) -> OneLineParser:
     """A parser with the options that all commands share."""
     layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(
-        prog=f"report.py{command}", description=text, formatter_class=layout, allow_abbrev=False
-    )
+    parser = OneLineParser(prog=f"report.py{command}", description=text, formatter_class=layout)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
-    parser.add_argument(
-        "--results-dir", type=Path, default=REPOSITORY / "results", help="recorded and published results"
-    )
+    results = REPOSITORY / "results"
+    parser.add_argument("--results-dir", type=Path, default=results, help="recorded and published results")
     return parser
 
 
@@ -64,13 +61,16 @@ def compare(arguments: list[str]) -> None:
     from reporting.tables import write_csv
 
     (first, left_out), (second, also_left_out) = (
-        find_runs(given.outputs, [each]) for each in (given.A, given.B)
+        find_runs(given.outputs, [side]) for side in (given.A, given.B)
     )
     table = compare_runs(first, second)
     out = given.out or given.outputs / "report"
     write_csv(out, table.name, table.frame)
     write_text(out / "compare.md", table.markdown)
-    print(table.markdown, *(f"left out: {line}" for line in [*left_out, *also_left_out]), sep="\n")
+    left_out += also_left_out + [
+        f"{run.name}: not evaluated" for run in [*first, *second] if not run.evaluations
+    ]
+    print(table.markdown, *(f"left out: {line}" for line in left_out), sep="\n")
 
 
 def record(arguments: list[str]) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pandas import DataFrame
 
-from reporting.grid import Comparison, absent, by_label
+from reporting.files import SECONDS_PER_HOUR
+from reporting.grid import Comparison, by_label, named
 from reporting.published import REFERENCE
 from reporting.runs import Run
 from reporting.statistics import aggregate, mean_curve, performance_profile
 
 COMPARED = (REFERENCE, "DreamerV3_2023", "IRIS", "DIAMOND")  # published methods drawn as curves
 THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance profile
-SECONDS_PER_HOUR = 3600
 
 
 def _curve(places: Sequence[float], values: np.ndarray, bounds: tuple | None) -> DataFrame:
@@ -55,7 +55,7 @@ def by_method(
     curves, missing = {}, []
     for label, group in by_label(runs).items():
         own = scores[scores.run.isin([run.name for run in group])]
-        missing += absent(label, [run for run in group if run.name not in set(own.run)], "no score to draw")
+        missing += named(label, [run for run in group if run.name not in set(own.run)], "no score to draw")
         grid = own.pivot(index="step", columns=["game", "seed"], values=column).dropna()
         if len(grid):
             curves[label] = make(grid)

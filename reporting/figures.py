@@ -20,28 +20,20 @@ from reporting.tables import OURS
 
 # Colours that most kinds of colour blindness keep apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE_COLOUR, OTHER_COLOUR, GRID_COLOUR, BAND_OPACITY = "#222222", "#9AA3AD", "#E3E7EB", 0.18
+REFERENCE_COLOUR, OTHER_COLOUR = "#222222", "#9AA3AD"
 WIDTH = 6.4  # inches: the text stays readable on a phone
 TRAINING_BINS = 40  # points of a curve of training returns
 DOTS_PER_INCH = 160
-AGGREGATES = {
+PANELS = {
     "mean": "Mean",
     "median": "Median",
     "iqm": "IQM",
-    "optimality_gap": "Optimality gap (lower is better)",
+    "optimality_gap": "Optimality gap: lower is better",
 }
 STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#7A838C",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID_COLOUR,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.hashsalt": "report",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **{"axes.edgecolor": "#7A838C", "grid.color": "#E3E7EB", "legend.fontsize": 9, "svg.hashsalt": "report"},
 }
 
 
@@ -72,7 +64,7 @@ def draw_aggregates(frame: DataFrame, palette: Mapping[str, str]) -> Figure:
     names = kept.method + np.where(ours, " (here)", "")
     shades = [palette[name] if here else OTHER_COLOUR for name, here in zip(kept.method, ours, strict=True)]
     figure, axes = new_figure(WIDTH, 1.5 + 0.44 * len(kept), 2, 2)
-    for number, (axis, (key, title)) in enumerate(zip(axes, AGGREGATES.items(), strict=True)):
+    for number, (axis, (key, title)) in enumerate(zip(axes, PANELS.items(), strict=True)):
         _draw_intervals(axis, kept, key, shades)
         axis.set_title(title, fontsize=11)
         axis.set_yticks(range(len(kept)), names if number % 2 == 0 else [])
@@ -105,15 +97,10 @@ def draw_profiles(curves: Mapping[str, DataFrame], palette: Mapping[str, str]) -
 
 
 def _draw_curve(axis: Axes, curve: DataFrame, colour: str, label: str, style: str = "-") -> None:
-    mark = "o" if len(curve) <= TRAINING_BINS and style == "-" else None
-    axis.plot(
-        curve.x, curve.value, style, color=colour, label=label, linewidth=1.8, marker=mark, markersize=3
-    )
-    if len(curve) > 1:
-        axis.fill_between(
-            curve.x, curve.value_low, curve.value_high, color=colour, alpha=BAND_OPACITY, linewidth=0
-        )
-    else:
+    mark = "o" if len(curve) <= TRAINING_BINS and style == "-" else ""
+    axis.plot(curve.x, curve.value, style + mark, color=colour, label=label, linewidth=1.8, markersize=3)
+    axis.fill_between(curve.x, curve.value_low, curve.value_high, color=colour, alpha=0.18, linewidth=0)
+    if len(curve) == 1:
         axis.vlines(curve.x, curve.value_low, curve.value_high, color=colour, alpha=0.6)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +94,7 @@ def _comparison(games: tuple[str, ...], grids: dict[str, Grid], published: Publi
     return Comparison(games, complete, ours, partial, with_runs, means_only)
 
 
-def absent(label: str, runs: Sequence[Run], reason: str) -> list[str]:
+def named(label: str, runs: Sequence[Run], reason: str) -> list[str]:
     """Return one line that names `runs`, [] if there are none."""
     return [f"{label}: {reason}: {', '.join(run.name for run in runs)}"] if runs else []
 
@@ -105,10 +104,10 @@ def absent_from(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
     lines = []
     for label, group in by_label(runs).items():
         without = [run for run in group if not run.benchmarked]
-        lines += absent(label, without, "no score at step 100,000 of an Atari 100k game")
+        lines += named(label, without, "no score at step 100,000 of an Atari 100k game")
         if label not in comparison.ours:
             others = [run for run in group if run not in without]
-            lines += absent(label, others, "their method was scored on another set of games")
+            lines += named(label, others, "scores on another set of games")
     return lines
 
 
@@ -117,13 +116,9 @@ def remarks(runs: Sequence[Run], published: Published) -> list[str]:
     lines = []
     for label, group in by_label(runs).items():
         lines += _unlike_settings(label, group)
-        lines += absent(label, [run for run in group if not run.evaluations], "not evaluated yet")
+        lines += named(label, [run for run in group if not run.evaluations], "not evaluated yet")
         lines += _unusual_scores(label, group)
-        atari = [run for run in group if run.is_atari]
-        short = [f"{run.name} ({run.scored.step:,})" for run in atari if run.scored and not run.benchmarked]
-        if short:
-            lines.append(f"{label}: no evaluation at step 100,000, so in no average: {', '.join(short)}")
-        missing = sorted(set(published.games) - {run.game for run in atari if run.benchmarked})
+        missing = sorted(set(published.games) - {run.game for run in group if run.benchmarked})
         if 0 < len(missing) < len(published.games):
             lines.append(f"{label}: partial grid, no score at step 100,000 on {', '.join(missing)}")
     return lines
@@ -131,12 +126,9 @@ def remarks(runs: Sequence[Run], published: Published) -> list[str]:
 
 def _unusual_scores(label: str, group: Sequence[Run]) -> list[str]:
     """Remarks on scores made otherwise than fairly, sampled and with the run's own settings."""
-    names: dict[str, list[str]] = {}
-    for run in group:
-        for how, count in Counter(each.how for each in run.evaluations if each.how).items():
-            some = "" if count == len(run.evaluations) else f" ({count} of {len(run.evaluations)} steps)"
-            names.setdefault(how, []).append(f"{run.name}{some}")
-    return [f"{label}: evaluated {how}: {', '.join(names[how])}" for how in sorted(names)]
+    ways = sorted({each.how for run in group for each in run.evaluations if each.how})
+    made = {how: [run for run in group if how in {each.how for each in run.evaluations}] for how in ways}
+    return [line for how, runs in made.items() for line in named(label, runs, f"evaluated {how}")]
 
 
 def _unlike_settings(label: str, group: Sequence[Run]) -> list[str]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from pandas import DataFrame
 
-from reporting.curves import SECONDS_PER_HOUR
 from reporting.entries import Entry, find_entries
-from reporting.files import write_text
+from reporting.files import SECONDS_PER_HOUR, write_text
 from reporting.published import Published, load_published
 from reporting.tables import MISSING, Table, make_table, show
 

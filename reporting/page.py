@@ -87,29 +87,22 @@ class Parts:
             "per_game": tables.game_table(self.scores, published),
             "speed": tables.speed_table(runs),
         }
-        self.summary = [self._extent()]
+        games, labels = sorted({run.game for run in runs}), ", ".join(grid.by_label(runs))
+        self.summary = [f"Training runs: {len(runs)}, of {labels}; games: {len(games)}."]
+        if self.is_atari:
+            counted = sum(run.benchmarked for run in runs)
+            self.summary += [f"Runs with an Atari-100k score (an evaluation at step 100,000): {counted}."]
         self.comparisons = grid.comparisons(self.scores, published) if self.is_atari else []
         self.suffixes = [
-            "" if each.complete else f"_partial_{number}" for number, each in enumerate(self.comparisons)
+            f"_partial_{number}" * (not each.complete) for number, each in enumerate(self.comparisons)
         ]
         for comparison, suffix in zip(self.comparisons, self.suffixes, strict=True):
             self._add_averages(comparison, suffix)
-        self.curves = {game: f"curves/{as_file_name(game)}" for game in sorted({run.game for run in runs})}
-        self.missing["curves"] = [line for game in self.curves for line in self._add_learning_curves(game)]
+        self.curves = {game: f"curves/{as_file_name(game)}" for game in games}
+        self.missing["curves"] = [line for game in games for line in self._add_learning_curves(game)]
         self._add_efficiency()
         self.videos = newest_videos(runs)
         self.limits = [*grid.remarks(runs, published), *(f"left out: {line}" for line in left_out)]
-
-    def _extent(self) -> str:
-        labels, games = ", ".join(grid.by_label(self.runs)), len({run.game for run in self.runs})
-        text = f"Training runs: {len(self.runs)}, of {labels}; games: {games}."
-        counted = sum(run.benchmarked for run in self.runs)
-        if counted:
-            return f"{text} Runs with an Atari-100k score (an evaluation at step 100,000): {counted}."
-        nothing = (
-            "None of them has been evaluated at step 100,000 of an Atari game yet, so none may be compared"
-        )
-        return f"{text} {nothing} with published scores." if self.is_atari else text
 
     def _add_averages(self, comparison: grid.Comparison, suffix: str) -> None:
         table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison, suffix)
@@ -133,26 +126,25 @@ class Parts:
         runs = [run for run in self.runs if run.game == game]
         scores = self.scores[self.scores.game == game]
         lines, missing = curves.by_method(runs, scores, "mean", curves.learning_curve)
-        is_comparable = any(run.benchmarked for run in runs)
-        reference = self.published.seed_range(game) if is_comparable else None
+        reference = self.published.seed_range(game) if any(run.benchmarked for run in runs) else None
         self.figures[self.curves[game]] = figures.draw_game(game, lines, runs, reference, self.palette)
         return missing
 
     def _add_efficiency(self) -> None:
-        known = self.scores[self.scores.human_normalised.notna()]
-        lines, self.missing["efficiency"] = curves.by_method(
-            self.runs, known, "human_normalised", curves.efficiency_curve
-        )
-        self.played, clocks = [], {}
+        known, column = self.scores[self.scores.human_normalised.notna()], "human_normalised"
+        lines, missing = curves.by_method(self.runs, known, column, curves.efficiency_curve)
+        self.missing["efficiency"], clocks = missing, {}
         for label, curve in lines.items():
-            runs = [run for run in self.runs if run.name in set(known.run[known.method == label])]
-            games = ", ".join(sorted({run.game for run in runs}))
-            self.played.append(f"{label}: {len(runs)} run{'s' * (len(runs) > 1)} on {games}")
-            clocks[label] = curves.clock_curve(runs, curve)
-            if clocks[label] is None:
-                self.missing["efficiency"].append(f"{label}: not over hours, as a run has logged no time")
+            runs = [run for run in self.runs if run.label == label and run.is_atari and run.evaluations]
+            clock = curves.clock_curve(runs, curve)
+            if clock is None:
+                missing.append(f"{label}: not over hours, as a run has logged no time")
+            else:
+                clocks[label] = clock
+        self.played = {
+            label: ", ".join(rows.game.unique()) for label, rows in known.groupby("method") if label in lines
+        }
         if lines:
-            clocks = {label: curve for label, curve in clocks.items() if curve is not None}
             self.figures["efficiency"] = figures.draw_efficiency(lines, clocks, self.palette)
 
 

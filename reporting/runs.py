@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,6 @@ ENTRY_FILES = {"evaluation": "evaluation.csv", "episodes": "episodes.csv"}  # in
 # What runs differ in without being another method.
 IDENTITY = {"BasicSettings.Seed", "BasicSettings.env_name", "JointTrainAgent.ModelType"}
 RUN_NAME = re.compile(r"(?P<game>[^-]+)-(?P<label>.+?)-seed_(?P<seed>\d+)(?P<rest>.*)")
-SHOWN_SETTINGS = 3  # in a label; a longer list is cut
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[s
     no selected run is readable.
     """
     known = _known_names(outputs)
-    wanted = [part.strip() for text in patterns for part in ([text] if text in known else text.split(","))]
-    if patterns and not all(any(part.strip() for part in text.split(",")) for text in patterns):
+    lists = [[text] if text in known else re.findall(r"[^\s,][^,]*", text) for text in patterns or ["*"]]
+    if not all(lists):
         raise UserError("an empty name selects no run; without any name, all of them are taken")
     selected: dict[Path, RunFiles] = {}
-    for pattern in filter(None, wanted or ["*"]):
+    for pattern in itertools.chain(*lists):
         matches = _matches(pattern, outputs, known)
         if not matches:
             missing = "runs" if pattern == "*" else f"run that matches {pattern!r}"
@@ -160,13 +160,9 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     differing: dict[str, set[str]] = {}
     for (label, _), settings in groups.items():
         differing.setdefault(label, set()).update(set.union(*settings) - set.intersection(*settings))
-    return [_with_settings(run, differing.get(run.label, set())) for run in runs]
-
-
-def _with_settings(run: Run, differing: set[str]) -> Run:
-    own = [re.sub(r"^[\w.]*\.", "", text) for text in run.deviations if text in differing]
-    more = [f"and {len(own) - SHOWN_SETTINGS} more"] if len(own) > SHOWN_SETTINGS else []
-    return replace(run, label=" ".join([run.label, *own[:SHOWN_SETTINGS], *more]))
+    own = [[text for text in run.deviations if text in differing[run.label]] for run in runs]
+    names = (" ".join(re.sub(r"^[\w.]*\.", "", text) for text in texts) for texts in own)
+    return [replace(run, label=f"{run.label} {name}".strip()) for run, name in zip(runs, names, strict=True)]
 
 
 def load_run(files: RunFiles) -> Run:

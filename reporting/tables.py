@@ -12,8 +12,7 @@ import pandas
 from pandas import DataFrame, Series
 
 from evaluation.scores import reference_scores
-from reporting.curves import SECONDS_PER_HOUR
-from reporting.files import write_text
+from reporting.files import SECONDS_PER_HOUR, write_text
 from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE, Published
 from reporting.runs import Run
@@ -55,10 +54,14 @@ class Table:
         for key, digits in self.digits.items():
             texts = [show(value, digits) for value in self.frame[key]]
             if f"{key}_low" in self.frame:
-                bounds = zip(texts, self.frame[f"{key}_low"], self.frame[f"{key}_high"], strict=True)
-                texts = [
-                    _with_bounds(text, show(low, digits), show(high, digits)) for text, low, high in bounds
-                ]
+                lows, highs = (
+                    [show(each, digits) for each in self.frame[key + end]] for end in ("_low", "_high")
+                )
+                bounds = (
+                    f" [{low}, {high}]" if low != MISSING else ""
+                    for low, high in zip(lows, highs, strict=True)
+                )
+                texts = [text + bound for text, bound in zip(texts, bounds, strict=True)]
             if set(texts) != {MISSING}:
                 columns[self.titles.get(key, key.replace("_", " ").capitalize())] = texts
         return DataFrame(columns)
@@ -80,10 +83,6 @@ def show(value: Any, digits: int) -> str:
     if isinstance(value, str):
         return value
     return MISSING if pandas.isna(value) else f"{value:,.{digits}f}"
-
-
-def _with_bounds(text: str, low: str, high: str) -> str:
-    return text if low == MISSING else f"{text} [{low}, {high}]"
 
 
 def write_csv(folder: Path, name: str, frame: DataFrame) -> None:
@@ -170,9 +169,7 @@ def speed_table(runs: Sequence[Run]) -> Table:
         steps = run.info.get("finished_step") or run.history.last_step or None
         seconds = run.info.get("elapsed_s") or next(reversed(run.history.clock_seconds), None)
         times = [seconds / SECONDS_PER_HOUR, steps and steps / seconds] if seconds else [None, None]
-        status, hardware, commit = (
-            str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")
-        )
-        rows.append([run.game, run.label, run.seed, status, steps, *times, hardware, commit[:12]])
-    columns = "game method seed state steps hours:2 steps_per_second:1 hardware commit"
+        facts = [str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")]
+        rows.append([run.game, run.label, run.seed, steps, *times, *facts[:2], facts[2][:12]])
+    columns = "game method seed steps hours:2 steps_per_second:1 state hardware commit"
     return make_table("wall_clock", columns, rows)
