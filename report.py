@@ -14,25 +14,32 @@ from pathlib import Path
 from utils import REPOSITORY, OneLineParser, UserError, run_cli
 
 COMMANDS = ("compare", "record")  # each the first word, before its options
+OPTIONS = {
+    "--outputs": {"type": Path, "default": Path("outputs"), "help": "folder of the runs"},
+    "--out": {"type": Path, "help": "folder to write to (default: <outputs>/report)"},
+    "--results-dir": {
+        "type": Path,
+        "default": REPOSITORY / "results",
+        "help": "recorded and published results",
+    },
+    "--partial": {"action": "store_true", "help": "accept runs that stopped early, marked as partial"},
+}
 
 
-def new_parser(command: str, text: str) -> OneLineParser:
-    """A parser with the options that all commands share."""
+def new_parser(command: str, text: str, *options: str) -> OneLineParser:
+    """Return a parser of some of OPTIONS."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog=f"report.py{command}", description=text, formatter_class=layout)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
-    results = REPOSITORY / "results"
-    parser.add_argument("--results-dir", type=Path, default=results, help="recorded and published results")
+    for option in options:
+        parser.add_argument(option, **OPTIONS[option])
     return parser
 
 
 def report(arguments: list[str]) -> None:
     """Write the report."""
-    parser = new_parser("", __doc__ or "")
-    parser.add_argument(
-        "runs", nargs="*", help="names, globs or comma lists; results/<model>/<game>/seed_<n> too"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write to (default: <outputs>/report)")
+    parser = new_parser("", __doc__ or "", "--outputs", "--out", "--results-dir")
+    what = "names, globs or comma lists; results/<model>/<game>/seed_<n> too"
+    parser.add_argument("runs", nargs="*", help=what)
     given = parser.parse_args(arguments)
     misplaced = [word for word in given.runs if word in COMMANDS]
     if misplaced:
@@ -50,10 +57,10 @@ def report(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     """Print the comparison of two sets of runs and write it beside the report."""
-    parser = new_parser(" compare", "Per game: the difference of B from A with its 95 % interval.")
+    text = "Per game: the difference of B from A with its 95 % interval."
+    parser = new_parser(" compare", text, "--outputs", "--out")
     parser.add_argument("A", help="runs before the change: a name, a glob or a comma list")
     parser.add_argument("B", help="runs after it")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: <outputs>/report)")
     given = parser.parse_args(arguments)
     from reporting.compare import compare_runs
     from reporting.files import write_text
@@ -75,13 +82,9 @@ def compare(arguments: list[str]) -> None:
 
 def record(arguments: list[str]) -> None:
     """Record runs and refresh the README of the results."""
-    parser = new_parser(
-        " record", "Copy the small files of finished runs to results/<model>/<game>/seed_<n>/."
-    )
+    text = "Copy the small files of finished runs to results/<model>/<game>/seed_<n>/."
+    parser = new_parser(" record", text, "--outputs", "--results-dir", "--partial")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
-    parser.add_argument(
-        "--partial", action="store_true", help="accept runs that stopped early, marked as partial"
-    )
     given = parser.parse_args(arguments)
     from reporting.ledger import refresh_readme
     from reporting.record import record_run

@@ -9,6 +9,7 @@ from typing import Any
 from utils import UserError, write_atomically
 
 SECONDS_PER_HOUR = 3600
+MOST = 1e15
 NUMBERS = ("finished_step", "sample_max_steps", "elapsed_s")  # of a run.json
 
 
@@ -26,11 +27,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """A run.json, {} if there is none; UserError if it is damaged or one of its NUMBERS is no number."""
+    """A run.json, {} if there is none; UserError if it is damaged or one of its NUMBERS cannot be one."""
     status = read_json(path)
     for key in NUMBERS:
-        if not isinstance(status.get(key, 0), (int, float)):
-            raise UserError(f"{path}: {key} is {status[key]!r}, not a number")
+        value = status.get(key, 0)
+        if not isinstance(value, (int, float)) or value > MOST:
+            raise UserError(f"{path}: {key} is {value!r:.40}, not a possible number")
     return status
 
 

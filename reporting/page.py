@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,11 @@ from reporting import curves, figures, grid, tables
 from reporting.files import write_text
 from reporting.published import REFERENCE, Published
 from reporting.runs import Run
-from reporting.videos import newest_videos
 from utils import UserError, as_file_name
 
 PAGE = "index.html"
 FIGURES, TABLES = "figures", "tables"  # folders of a report
+LARGEST_VIDEO = 8_000_000  # bytes; a larger one would make the page unwieldy
 GENERATOR = '<meta name="generator" content="report.py">'  # tells our pages from others
 
 
@@ -146,6 +147,21 @@ class Parts:
         }
         if lines:
             self.figures["efficiency"] = figures.draw_efficiency(lines, clocks, self.palette)
+
+
+def newest_videos(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Return caption -> GIF of the newest imagination of one run per game and method that left any."""
+    shown: dict[tuple[str, str], tuple[str, bytes]] = {}
+    for run in runs:
+        steps = {
+            path: int((re.findall(r"\d+", path.stem) or [0])[-1]) for path in run.folder.glob("videos/*.gif")
+        }
+        path = max(steps, key=steps.__getitem__, default=None)
+        content = path.read_bytes() if path and os.access(path, os.R_OK) else b""
+        if content.startswith(b"GIF8") and len(content) <= LARGEST_VIDEO:
+            caption = f"{run.game}, {run.label}, seed {run.seed}, step {steps[path]:,}"
+            shown.setdefault((run.game, run.label), (caption, content))
+    return dict(shown[place] for place in sorted(shown))
 
 
 def _in_words(row: Any) -> str:

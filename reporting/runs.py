@@ -128,7 +128,7 @@ def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[s
     for files in sorted(selected.values(), key=lambda files: files.name):
         try:
             runs.append(load_run(files))
-        except (UserError, OSError) as error:
+        except (UserError, OSError, OverflowError) as error:
             left_out.append(f"{files.name}: {error}")
     if not runs:
         raise UserError(f"none of the {len(left_out)} runs is readable; the first is {left_out[0]}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import RESULTS, FakeRun, make_report, write_run
+from pandas import isna
 from scipy import stats
 
 import report
@@ -225,8 +226,12 @@ def test_the_fair_sampled_largest_evaluation_counts_and_says_its_episodes(tmp_pa
 
 BROKEN = {
     "config.yaml": ["BasicSettings: [", "BasicSettings: {n: 1.5.2}", "\0"],
-    "run.json": ["[1]", '{"elapsed_s": "long"}', "{"],
-    "metrics.jsonl": ['{"step": 1}\nnonsense\n{"step": 3}\n', '{"step": 1, "sample/x_reward": []}\n'],
+    "run.json": ["[1]", '{"elapsed_s": "long"}', '{"elapsed_s": 1%s}' % ("0" * 400), "{"],
+    "metrics.jsonl": [
+        '{"step": 1}\nnonsense\n{"step": 3}\n',
+        '{"step": 1, "sample/x_reward": []}\n',
+        '{"step": 1%s, "sample/x_reward": 1}\n' % ("0" * 400),
+    ],
     "../eval_result/NAME.csv": [
         "step\n1\n",
         "step,episode_avg_return\n1,nan\n",
@@ -320,13 +325,15 @@ def test_compare_pairs_by_seed_at_a_common_step(tmp_path: Path) -> None:
         write_run(tmp_path, FakeRun("Boxing", "GITSTORM", seed, 45.0 + 10 * seed + seed / 10))
         write_run(tmp_path, FakeRun("Pong", seed=seed, score=5.0 + seed, evaluated=(50_000,)))
         write_run(tmp_path, FakeRun("Pong", "GITSTORM", seed + 7, 5.0 - seed, evaluated=(50_000, 60_000)))
+    write_run(tmp_path, FakeRun("Seaquest"))
     outputs = tmp_path / "outputs"
     (first, _), (second, _) = (find_runs(outputs, [name]) for name in ("*-STORM-*", "*-GITSTORM-*"))
     table = compare_runs(first, second)
-    boxing, pong, mean = table.frame.to_dict("records")
+    boxing, pong, seaquest, mean = table.frame.to_dict("records")
     assert boxing["difference"] == pytest.approx(5.1) and boxing["reading"] == "B is better"
     assert boxing["how"] == "paired by seed, 3 pairs" and boxing["step"] == 100_000
     assert pong["how"] == "3 and 3 seeds, unpaired" and pong["step"] == 50_000
+    assert seaquest["how"] == "no evaluated run in B" and isna(seaquest["difference"])
     halves = [boxing["normalised_difference"], pong["normalised_difference"]]
     assert mean["normalised_difference"] == pytest.approx(np.mean(halves))
     report.main(["compare", "*-STORM-*", "*-GITSTORM-*", "--outputs", str(outputs)])
