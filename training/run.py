@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -18,7 +20,7 @@ from compute.random_streams import RandomStreams, derive_seed
 from configuration.schema import Config
 from env_wrapper import StepResult, make_environment
 from environments.single import ignored_settings
-from evaluation.episodes import evaluate, evaluation_environment, summarise
+from evaluation.episodes import Stopped, evaluate, evaluation_environment, summarise
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
@@ -34,7 +36,8 @@ from training.learner import Learner, make_policy
 from utils import UserError, resolve_device
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
-COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started")  # saved with a state, and
+# Saved with a state: these as they are, and
+COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started", "evaluation_due")
 PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
@@ -98,6 +101,7 @@ class TrainingRun:
         self.replay = ReplayBuffer(task.BufferMaxLength // task.NumEnvs, task.NumEnvs, spaces, replay_device)
         self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
+        self.evaluation_due = False  # the evaluation of this step was put off
         self.elapsed = 0.0
         self.last_return = float("nan")
         self.findings: dict[str, str] = {}  # on the health of learning, when last logged
@@ -231,8 +235,16 @@ class TrainingRun:
         """Wall-clock seconds of all processes of this run."""
         return self.elapsed + time.monotonic() - self._clock
 
-    def evaluate(self) -> float:
-        """Return the mean return of fresh episodes with the present weights; no stream advances."""
+    def evaluate(self, is_stopped: Callable[[], bool]) -> float | None:
+        """Return the mean return of fresh episodes with the present weights; no stream advances.
+
+        None if `is_stopped()` said so between two steps: the evaluation is then still due.
+        """
+
+        def look(*progress: object) -> None:
+            if is_stopped():
+                raise Stopped
+
         settings = self.config.Evaluation
         models = (self.learner.world_model, self.learner.agent, False)
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
@@ -240,13 +252,12 @@ class TrainingRun:
         policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         quirks = self.config.BasicSettings.ReleaseQuirks
         environment = evaluation_environment(self.config, num_envs, seed, quirks)
-        try:
-            max_faults = self.config.Environment.MaxFaults
-            episodes = evaluate(
-                policy, environment, settings.NumEpisodes, first_to_finish=quirks, max_faults=max_faults
-            )
-        finally:
-            environment.close()
+        max_faults, self.evaluation_due = self.config.Environment.MaxFaults, True
+        with contextlib.closing(environment), contextlib.suppress(Stopped):
+            episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)
+            self.evaluation_due = False
+        if self.evaluation_due:
+            return None
         mean, _ = summarise(episodes)
         self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
         return mean

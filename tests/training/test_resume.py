@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import kill_and_compare
+import numpy as np
 import pytest
 import torch
 from kill_and_compare import differences
@@ -22,12 +23,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, metrics, train, weights
 
 import utils
+from evaluation.policies import EvaluationPolicy
 from run_files.states import StateStore
 from sub_models.batch import Batch
+from training import run as training_run
 from training.run import TrainingRun
+from utils import UserError
 
 NOT_FINISHED = 75
 OFTEN = "JointTrainAgent.SaveEverySeconds=1e-9"  # a state after every step
+EVALUATE = "JointTrainAgent.EvalEverySteps=40"
 SLOW_KILLS = 8
 
 
@@ -129,6 +134,47 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
             train(again, "run", OFTEN, *overrides)
     assert train(again, "run", OFTEN, *overrides).code == 0
     assert differences(tmp_path, again) == []
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an uninterrupted run that was evaluated at 40, 80 and 120."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    assert train(folder, "run", EVALUATE).code == 0
+    return folder
+
+
+def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(evaluated: Path, tmp_path: Path) -> None:
+    acted: list[EvaluationPolicy] = []
+    original = EvaluationPolicy.act
+
+    def act(self: EvaluationPolicy, observation: np.ndarray) -> np.ndarray:
+        acted.append(self)
+        if len({id(policy.streams) for policy in acted}) == 2 and acted.count(self) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, observation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvaluationPolicy, "act", act)
+        result = train(tmp_path, "run", EVALUATE)
+    assert result.code == NOT_FINISHED and "stopped by SIGTERM at step 80" in result.err
+    assert len(acted) == 2 * 25 + 3  # two episodes of step 40, three steps at step 80
+    result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 0 and "step 80: evaluated" in result.err
+    assert differences(evaluated, tmp_path) == []
+
+
+def test_a_run_whose_evaluation_fails_is_saved(evaluated: Path, tmp_path: Path) -> None:
+    def failing(*arguments: object) -> None:
+        raise UserError("3 environment faults in a row")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "evaluate", failing)
+        result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 2 and result.error == "3 environment faults in a row"
+    result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 0 and "continuing run at step 40" in result.err
+    assert differences(evaluated, tmp_path) == []
 
 
 @pytest.mark.slow
