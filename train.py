@@ -118,7 +118,7 @@ def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
     run.observation = fault.observation
     line = f"step {run.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
     bar.write(line, file=sys.stderr)
-    run.logger.text("environment/fault", line, run.step)
+    run.logger.text(run.step, "environment/fault", line)
     if run.faults_in_a_row >= run.config.Environment.MaxFaults:
         run.save_state("stopped")
         raise UserError(f"{run.faults_in_a_row} environment faults in a row, the last one: {fault}")

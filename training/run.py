@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -24,8 +25,9 @@ from evaluation.episodes import Stopped, evaluate, evaluation_environment, summa
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
-from run_files.directory import RunDirectory, RunLogger, RunStatus, joined_facts, machine_facts
-from run_files.seals import seal_run
+from run_files.directory import RunDirectory, RunStatus
+from run_files.loggers import RunLogger
+from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
 from sub_models import storm_checkpoint
@@ -33,7 +35,7 @@ from sub_models.batch import Batch
 from training.demonstrations import Demonstrations
 from training.health import health
 from training.learner import Learner, make_policy
-from utils import UserError, resolve_device
+from utils import UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
 # Saved with a state: these as they are, and
@@ -42,22 +44,25 @@ PARTS = ("learner", "streams", "policy", "environment", "logger")  # these throu
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGINT or SIGUSR1; the loop then finishes its step and saves.
+    """Set by a signal that asks to stop: a key, a closed terminal, or a queue; the loop then saves.
 
     A second SIGINT leaves at once.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU"))
 
     def __init__(self) -> None:
         self.signal: str | None = None
         for number in self.SIGNALS:
-            signal.signal(number, self._request)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            silence()  # there is no terminal to print to
 
 
 class TrainingRun:
@@ -93,7 +98,9 @@ class TrainingRun:
             release_quirks=settings.ReleaseQuirks,
         )
         facts = machine_facts(device)
-        self._facts = facts if saved is None else joined_facts(directory.read_status(), facts)
+        earlier = {} if saved is None else directory.read_status()
+        self._facts = joined_facts(earlier, facts)
+        self.notes += moves(earlier, facts)
         spaces = self.environment.spaces
         check_replay_fits(config, spaces, replay_device)
         self.learner = Learner(config, spaces, self.execution, self.streams)
@@ -116,7 +123,7 @@ class TrainingRun:
             self._initialise_weights()
             archived = directory.archive() if settings.Restart else None
             self.notes += [f"archived the earlier run as {archived}"] if archived else []
-        self.logger = RunLogger(directory, saved.step + 1 if saved else 0)
+        self.logger = RunLogger(directory, config, saved.step + 1 if saved else 0)
         if saved is not None:
             self._restore(saved)
 
@@ -280,13 +287,13 @@ class TrainingRun:
                 evaluation.VideoWindows, length, streams.generator("windows", self.replay.device)
             ).to(self.execution.device)
             frames = imagination_video(self.learner.world_model, batch, task.ImagineContextLength, streams)
-            self.logger.video("Imagine/predict_video", frames, self.step, VIDEO_FPS)
+            self.logger.video(self.step, "Imagine/predict_video", frames, VIDEO_FPS)
 
     def save_state(self, status: str) -> None:
         """Write all that is needed to continue as if nothing had happened.
 
         What was saved just before is not saved twice, so that the state before the newest one
-        stays an earlier one. A run that is no longer "running" is sealed.
+        stays an earlier one.
         """
         progress = (self.step, self.learned_steps, self.faults)
         if progress != self._saved_progress:
@@ -294,9 +301,6 @@ class TrainingRun:
             self._saved_progress = progress
         self._save_clock = time.monotonic()
         self.write_status(status)
-        if status != "running":
-            self.directory.save_config(self.config)
-            seal_run(self.directory.outputs, str(self.logger.state_dict()["metrics_sha256"]))
 
     def write_status(self, status: str) -> None:
         """Write run.json."""
@@ -307,6 +311,7 @@ class TrainingRun:
                 finished_step=self.step,
                 sample_max_steps=self.config.JointTrainAgent.SampleMaxSteps,
                 elapsed_s=round(self.seconds(), 1),
+                spaces=asdict(self.environment.spaces),
                 **self._facts,
             )
         )
