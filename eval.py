@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import configuration.packages  # noqa: F401  (first: it says which packages are missing)
+
+# isort: split
 import logging
 
 from compute.memory_limits import memory_errors

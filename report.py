@@ -7,8 +7,10 @@ python report.py record [run...]      keep finished runs under results/ and refr
 
 from __future__ import annotations
 
+import configuration.packages  # noqa: F401  (first: it says which packages are missing)
+
+# isort: split
 import argparse
-import sys
 from pathlib import Path
 
 from utils import REPOSITORY, OneLineParser, UserError, run_cli
@@ -86,7 +88,8 @@ def record(arguments: list[str]) -> None:
     parser = new_parser(" record", text, "--outputs", "--results-dir", "--partial")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
     given = parser.parse_args(arguments)
-    from reporting.record import record_run, refresh_readme
+    from reporting.ledger import refresh_readme
+    from reporting.record import record_run
 
     for name in given.runs:
         print(f"recorded {record_run(name, given.outputs, given.results_dir, given.partial)}")
@@ -97,16 +100,7 @@ def main(arguments: list[str]) -> None:
     """Run the command that the first argument names, else the report."""
     commands = dict(zip(COMMANDS, (compare, record), strict=True))
     command = commands.get(arguments[0]) if arguments else None
-    try:
-        command(arguments[1:]) if command else report(arguments)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if (REPOSITORY / package).is_dir() or (REPOSITORY / f"{package}.py").is_file():
-            raise
-        raise UserError(
-            f"no package {package!r} in {sys.executable}: activate the environment that ./setup.sh made, "
-            f"or pip install -r {REPOSITORY / 'requirements.txt'}"
-        ) from error
+    command(arguments[1:]) if command else report(arguments)
 
 
 if __name__ == "__main__":

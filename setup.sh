@@ -3,6 +3,7 @@
 #
 #   ./setup.sh          get ready for training and evaluation
 #   ./setup.sh --dev    the same, with what the tests need
+#   ./setup.sh --lock   write requirements.lock anew: what it names stays, as far as the requirements allow
 #
 # The other scripts source this file for its functions. The Python that is chosen is, in order: the one
 # that STORM_PYTHON names; the active environment's, if it has the packages; that of .venv. With CI=true
@@ -151,6 +152,19 @@ make_venv() {
   release_lock
 }
 
+write_lock() {
+  local lock="$STORM_ROOT/requirements.lock" versions print_versions='
+import json, sys
+found = [each["metadata"] for each in json.load(sys.stdin)["install"]]
+for each in sorted(found, key=lambda each: each["name"].lower()):
+    print(each["name"] + "==" + each["version"].split("+")[0])'
+  versions=$("$STORM_PYTHON" -m pip install --quiet --dry-run --ignore-installed --report - -c "$lock" \
+    -r "$STORM_ROOT/requirements-dev.txt" -r "$STORM_ROOT/requirements-sweep.txt" |
+    "$STORM_PYTHON" -c "$print_versions") ||
+    fail "$lock contradicts the requirements, see above: remove such lines and try again"
+  printf '%s\n' "$(head -n 1 "$lock")" "$versions" >"$lock"
+}
+
 # Says in one line, with exit code 2, that there is an NVIDIA card that PyTorch cannot use.
 check_card() {
   command -v nvidia-smi >/dev/null || [[ -e /proc/driver/nvidia/version ]] || return 0
@@ -163,7 +177,12 @@ if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
   case "$*" in
     "") set_up requirements.txt ;;
     --dev) set_up requirements-dev.txt ;;
-    *) fail "usage: ./setup.sh [--dev]" ;;
+    --lock)
+      set_up requirements.txt
+      write_lock
+      exit
+      ;;
+    *) fail "usage: ./setup.sh [--dev | --lock]" ;;
   esac
   check_card
 fi

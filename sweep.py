@@ -7,6 +7,9 @@ python sweep.py --help                                                  all opti
 
 from __future__ import annotations
 
+import configuration.packages  # noqa: F401  (first: it says which packages are missing)
+
+# isort: split
 import logging
 import os
 import subprocess

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: ./test.sh [--all] [pytest arguments]
+# Runs the tests: ./test.sh [--quick | --all] [pytest arguments]
+#   ./test.sh --quick            does everything work on this machine? Some minutes
 #   ./test.sh                    all but those marked slow
 #   ./test.sh --all              the slow ones too
 #   ./test.sh tests/configuration/test_config.py -k override
@@ -8,11 +9,14 @@ set -uo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 selection=(-m "not slow")
-arguments=()
-for argument in "$@"; do
-  if [[ "$argument" == --all ]]; then selection=(); else arguments+=("$argument"); fi
-done
+case "${1:-}" in
+  --all) selection=() && shift ;;
+  --quick)
+    selection=(-m "not slow and not first" tests/commands/test_end_to_end.py tests/sub_models tests/test_agents.py)
+    shift
+    ;;
+esac
 set_up requirements-dev.txt
 check_card >/dev/null || say "the tests that need the card are skipped"
 cd -- "$STORM_ROOT" || exit
-exec "$STORM_PYTHON" -m pytest -n 2 --dist worksteal ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
+exec "$STORM_PYTHON" -m pytest -n 2 --dist worksteal ${selection[@]+"${selection[@]}"} "$@"

@@ -15,13 +15,10 @@ import json
 import math
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
 from experiments.figures import HEALTH, draw_health
 from experiments.training import (

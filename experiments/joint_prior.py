@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,15 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
-
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import MAX_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop
-from run_files.provenance import machine_facts
+from run_files.directory import machine_facts
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
 from sub_models.image import PIXEL_MAX
@@ -337,7 +334,7 @@ def read_options(arguments: list[str]) -> tuple[Settings, Path]:
 
 def main(arguments: list[str]) -> None:
     """Run the experiment on one CPU thread, print a table, write JSON and figure."""
-    from joint_prior_figure import draw
+    from experiments.joint_prior_figure import draw
 
     settings, out = read_options(arguments)
     torch.set_num_threads(1)

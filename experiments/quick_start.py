@@ -15,12 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the command works from anywhere
 
 import numpy as np
 from scipy import stats

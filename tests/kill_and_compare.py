@@ -25,8 +25,6 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from run_files.states import StateStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]

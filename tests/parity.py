@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents import ActorCritic
 from compute.execution import Execution

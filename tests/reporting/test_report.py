@@ -303,19 +303,6 @@ def test_commands_have_their_own_help_and_must_come_first(capsys: pytest.Capture
             report.main(["--outputs", "somewhere", command, "x"])
 
 
-@pytest.mark.parametrize("package", ["yaml", "pandas", "jinja2", "scipy", "matplotlib"])
-def test_a_missing_package_is_one_line_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    write_run(tmp_path, FakeRun())
-    for name in [*sys.modules]:
-        if name.partition(".")[0] in (package, "reporting", "configuration", "evaluation"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"no package '{package}' .*pip install -r"):
-        report.main(["--outputs", str(tmp_path / "outputs")])
-
-
 # Comparing two sets of runs.
 
 

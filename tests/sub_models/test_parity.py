@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -225,7 +226,8 @@ def test_bad_files_end_in_one_line(run_parity, tmp_path: Path) -> None:  # noqa:
 
 def test_the_command_runs_from_anywhere() -> None:
     command = [sys.executable, parity.__file__, str(GOLDEN), str(MANIFEST)]
-    assert subprocess.run(command, capture_output=True, cwd="/", timeout=120).returncode == 0
+    path = {"PYTHONPATH": str(Path(parity.__file__).parents[1])}  # as where the package is installed
+    assert subprocess.run(command, capture_output=True, cwd="/", env={**os.environ, **path}).returncode == 0
 
 
 # Checkpoints of the original.

@@ -1,0 +1,20 @@
+"""Ends a command in one line where packages are missing: the first import of every command."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+MODULES = (  # of requirements.txt
+    *("torch", "gymnasium", "ale_py", "numpy", "yaml", "tensorboard", "cv2", "einops", "tqdm", "PIL"),
+    *("matplotlib", "scipy", "pandas", "jinja2"),
+)
+
+missing = [name for name in MODULES if find_spec(name) is None]
+if missing:
+    root = Path(__file__).resolve().parents[1]
+    setup = "" if (root / ".venv").is_dir() else f"{root}/setup.sh && "
+    way = f"{setup}source {root}/.venv/bin/activate"
+    print(f"error: {sys.executable} has no {', '.join(missing)}; type: {way}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""What is recorded in results/: the commands that recorded it."""

@@ -1,0 +1,76 @@
+"""What has to be installed: said where it is missing, pinned as a whole, and enough from any folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from configuration.packages import MODULES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = ["train.py", "eval.py", "report.py", "sweep.py", "benchmark.py"]
+
+
+def requirements(*names: str) -> dict[str, Requirement]:
+    """The requirements of files, by name."""
+    lines = [line for name in names for line in (REPOSITORY / name).read_text().splitlines()]
+    wanted = [Requirement(line) for line in lines if re.match(r"\w", line)]
+    return {canonicalize_name(each.name): each for each in wanted}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_missing_packages_are_one_line_with_what_to_type(command: str) -> None:
+    bare = [sys.executable, "-S", str(REPOSITORY / command)]  # -S: without site-packages
+    result = subprocess.run(bare, capture_output=True, text=True, cwd="/")
+    assert result.returncode == 2 and result.stdout == ""
+    assert re.fullmatch(r"error: .* has no torch, .*; type: .*source \S+/activate\n", result.stderr)
+
+
+def test_the_modules_looked_for_are_those_of_the_requirements() -> None:
+    homes = packages_distributions()
+    found = {module: {canonicalize_name(name) for name in homes[module]} for module in MODULES}
+    wanted = set(requirements("requirements.txt"))
+    assert all(names & wanted for names in found.values())
+    assert wanted <= set().union(*found.values())
+
+
+def test_the_lock_pins_all_that_the_requirements_bring() -> None:
+    pins = requirements("requirements.lock")
+    left = list(requirements("requirements.txt", "requirements-dev.txt", "requirements-sweep.txt").values())
+    seen: set[str] = set()
+    while left:
+        wanted = left.pop()
+        name = canonicalize_name(wanted.name)
+        assert name in pins, f"{name} is not in requirements.lock: type ./setup.sh --lock"
+        version = str(pins[name].specifier).removeprefix("==")
+        assert wanted.specifier.contains(version), f"requirements.lock: {name}=={version}, wanted {wanted}"
+        try:
+            needed = [Requirement(text) for text in distribution(name).requires or []]
+        except PackageNotFoundError:
+            needed = []
+        extras = [{"extra": extra} for extra in ["", *wanted.extras]]
+        applies = [each for each in needed if each.marker is None or any(map(each.marker.evaluate, extras))]
+        if name not in seen and name != "torch":  # a CUDA build's libraries depend on the machine
+            left += applies
+        seen.add(name)
+
+
+def test_commands_work_from_any_folder_where_the_package_is_installed() -> None:
+    try:
+        distribution("git-storm")
+    except PackageNotFoundError:
+        pytest.skip("this environment was not made by setup.sh")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for path in ["experiments/catch.py", "experiments/joint_prior.py", "tests/kill_and_compare.py"]:
+        command = [sys.executable, str(REPOSITORY / path), "--help"]
+        assert subprocess.run(command, cwd="/", env=environment, capture_output=True).returncode == 0
+    imports = "import agents, utils, sub_models, experiments, sweeping, reporting"
+    subprocess.run([sys.executable, "-c", imports], cwd="/", env=environment, check=True)
