@@ -34,7 +34,7 @@ from compute.execution import Execution
 from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
 from evaluation.episodes import environment_spaces
-from run_files.directory import machine_facts
+from run_files.provenance import machine_facts
 from train import train
 from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 

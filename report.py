@@ -88,8 +88,7 @@ def record(arguments: list[str]) -> None:
     parser = new_parser(" record", text, "--outputs", "--results-dir", "--partial")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
     given = parser.parse_args(arguments)
-    from reporting.ledger import refresh_readme
-    from reporting.record import record_run
+    from reporting.record import record_run, refresh_readme
 
     for name in given.runs:
         print(f"recorded {record_run(name, given.outputs, given.results_dir, given.partial)}")

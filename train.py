@@ -15,6 +15,7 @@ from configuration.loading import config_help, config_to_yaml, load_config
 from configuration.schema import Config, JointTrainAgent
 from env_wrapper import EnvironmentFault
 from run_files.directory import RunDirectory
+from training.next_steps import next_steps
 from training.resume import open_run
 from training.run import StopRequest, TrainingRun
 from utils import UserError, run_cli
@@ -30,6 +31,8 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         Whether the run reached its last step (False if it was asked to stop, and is saved).
     """
     task = run.config.JointTrainAgent
+    if run.evaluation_due:
+        evaluate(run, stop, bar)
     while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
             run.save_state("stopped")
@@ -49,7 +52,7 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         before, run.step = run.step, run.step + task.NumEnvs
         run.faults_in_a_row = 0
         run.record(result)
-        log_and_save(run, before, bar)
+        log_and_save(run, before, stop, bar)
     return True
 
 
@@ -58,7 +61,7 @@ def crossed(before: int, now: int, every: int) -> bool:
     return every > 0 and now // every > before // every
 
 
-def log_and_save(run: TrainingRun, before: int, bar: tqdm) -> None:
+def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) -> None:
     """Log, evaluate and save what is due after the steps (before, run.step]."""
     task, now = run.config.JointTrainAgent, run.step
     bar.update(min(now, task.SampleMaxSteps) - min(before, task.SampleMaxSteps))
@@ -67,7 +70,7 @@ def log_and_save(run: TrainingRun, before: int, bar: tqdm) -> None:
         bar.set_postfix_str(f"last return {run.last_return:g}")
         stop_if_diverged(run)
     if crossed(before, now, task.EvalEverySteps):
-        bar.write(f"step {now}: evaluated, mean return {run.evaluate():.1f}", file=sys.stderr)
+        evaluate(run, stop, bar)
     steps = checkpoints_due(before, now, task)
     for nominal in steps:
         run.save_checkpoint(nominal)
@@ -78,6 +81,17 @@ def log_and_save(run: TrainingRun, before: int, bar: tqdm) -> None:
         run.save_state("finished" if now >= task.SampleMaxSteps else "running")
     elif 0 < task.SaveEverySeconds <= run.seconds_since_save():
         run.save_state("running")
+
+
+def evaluate(run: TrainingRun, stop: StopRequest, bar: tqdm) -> None:
+    """Evaluate the present weights; if asked to stop meanwhile, do so when the run continues."""
+    try:
+        mean = run.evaluate(lambda: stop.signal is not None)
+    except UserError:
+        run.save_state("stopped")
+        raise
+    if mean is not None:
+        bar.write(f"step {run.step}: evaluated, mean return {mean:.1f}", file=sys.stderr)
 
 
 def checkpoints_due(before: int, now: int, task: JointTrainAgent) -> list[int]:
@@ -107,7 +121,7 @@ def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
     run.observation = fault.observation
     line = f"step {run.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
     bar.write(line, file=sys.stderr)
-    run.logger.text("environment/fault", line, run.step)
+    run.logger.text(run.step, "environment/fault", line)
     if run.faults_in_a_row >= run.config.Environment.MaxFaults:
         run.save_state("stopped")
         raise UserError(f"{run.faults_in_a_row} environment faults in a row, the last one: {fault}")
@@ -146,7 +160,7 @@ def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest
     """Start or continue the run of a locked directory; return the exit code."""
     run = open_run(config, directory)
     if run is None:
-        print(f"run {directory.name} is finished; its files are in {directory.outputs}")
+        print(next_steps(directory))
         return 0
     announce(run, config)
     total = config.JointTrainAgent.SampleMaxSteps
@@ -156,7 +170,7 @@ def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest
     finally:
         run.close()
     if finished:
-        print(f"finished: {directory.outputs}")
+        print(next_steps(directory))
         return 0
     print(f"stopped by {stop.signal} at step {run.step}, saved; the same command continues", file=sys.stderr)
     return NOT_FINISHED

@@ -7,12 +7,13 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -61,8 +62,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a defect of the program
     and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal without λ is no reason to stop
+    _open_streams()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -75,9 +75,30 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         if error.errno not in OUTPUT_LOST:
             raise
         print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        silence()  # for what is still to be flushed
         code = 2
     sys.exit(code or 0)
+
+
+def _open_streams() -> None:
+    """Give a process without standard streams silent ones, and let none stop at a letter that it lacks."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed, as by `2>&-`; else the next file that is opened would get its number
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # those of a notebook are not
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence() -> None:
+    """Let what this process prints from here on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
 
 
 def _one_line(text: str) -> str:
@@ -176,26 +197,40 @@ def _checked_cuda_device(text: str, index: int) -> torch.device:
     return device
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """Let `write(file)` fill a file that appears at `path` whole, or not at all.
-
-    Written beside `path`, flushed to the disk, then renamed over it. Missing folders are made.
-    Raises UserError if the disk is full, the path read-only or otherwise not writable; what was
-    at `path` before is then still there.
-    """
-    path = Path(path)
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError inside into a UserError that names what could not be written, and what to do."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_file(path, write)
+        yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write {path}: {reason}; free space on, or make writable, "
-            f"{path.parent.absolute()} and run the same command again"
+            f"cannot write {path}: {error.strerror or error}; free space on, or make writable, "
+            f"{Path(path).parent.absolute()} and run the same command again"
         ) from error
 
 
-def _replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: str | bytes | memoryview | Callable[[BinaryIO], object]
+) -> None:
+    """Write a file that appears at `path` whole, or not at all.
+
+    Written beside `path`, flushed to the disk, then renamed over it. Missing folders are made.
+
+    Args:
+        content: text (UTF-8), bytes, or what writes to the file that it is called with.
+
+    Raise UserError if the disk is full, the path read-only or otherwise not writable; what was
+    at `path` before is then still there.
+    """
+    path = Path(path)
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    write = data if callable(data) else lambda file: file.write(data)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace_file(path, write)
+
+
+def _replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

@@ -126,7 +126,8 @@ def _read_layers(path: Path) -> list[dict[str, Any]]:
         base = tree.pop(BASE_KEY, None)
         layers.insert(0, _typed_tree(tree, str(path)))
         if str(layers[0].get(NAME)).endswith("-experiment"):  # the releases' files name a kind of run so
-            layers[0][NAME] = None
+            left_out = layers[0].pop(NAME)
+            logger.warning("warning: %s: %s=%s names no single run, and is left out", path, NAME, left_out)
         if base is None:
             return layers
         if not isinstance(base, str) or Path(base).name != base or not _is_file(path.parent / base):

@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from utils import UserError, nearest
 
 PREFIX = "dm_control/"
+ACTION_REPEAT = 2  # of the protocol that published results follow
 INSTALL = "type: python -m pip install -r requirements-control.txt"
 DRAWING = (
     "MuJoCo draws without a display through EGL or OSMesa: on Debian or Ubuntu, install libegl1 and "

@@ -65,6 +65,11 @@ def environment_id(name: str) -> str:
     return name if re.search(r"[/:]|-v\d", name) else f"ALE/{name}-v5"
 
 
+def action_repeat(name: str, settings: EnvironmentSettings) -> int:
+    """Return the environment's steps per agent step."""
+    return settings.ActionRepeat or (control.ACTION_REPEAT if name.startswith(control.PREFIX) else 1)
+
+
 def find_spec(name: str) -> EnvSpec:
     """The registered environment of that id; `module:id` imports the module first.
 
@@ -134,6 +139,7 @@ class GymnasiumEnvironment:
         self, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
         self._spec, self._settings, self._release_quirks = spec, settings, release_quirks
+        self._repeat = action_repeat(spec.id, settings)
         self._arguments = settings.Arguments
         if spec.namespace in ("Diagnostic", "dm_control"):
             self._arguments = {"image_size": image_size} | self._arguments
@@ -198,7 +204,7 @@ class GymnasiumEnvironment:
     def _advance(self, action: Any) -> tuple[Any, float, bool, bool]:
         self._history += np.asarray(action, self.action_spec.dtype).tobytes()
         total, lost, own_action = 0.0, False, self._act(action)
-        for _ in range(self._settings.ActionRepeat):
+        for _ in range(self._repeat):
             observation, reward, terminated, truncated, info = self._env.step(own_action)
             _add(self._digest, (observation, reward))
             total += _number(reward)

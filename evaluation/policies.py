@@ -16,7 +16,7 @@ from configuration.schema import Config
 from configuration.spaces import Spaces
 from env_wrapper import VectorEnvironment
 from evaluation.episodes import environment_spaces, evaluation_environment
-from run_files.directory import RunDirectory, find_run
+from run_files.directory import RunDirectory, find_run, read_spaces
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights
 from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
@@ -140,7 +140,8 @@ def load_policy(
     config = load_saved_config(next((path for path in saved if path.is_file()), saved[0]))
     step = choose_steps(checkpoints, step_of_file or str(checkpoint))[-1]
     execution = Execution(config.BasicSettings, resolve_device(device))
-    models = load_models(config, environment_spaces(config), execution, checkpoints, step)
+    spaces = read_spaces(checkpoints.parent / "run.json") or environment_spaces(config)
+    models = load_models(config, spaces, execution, checkpoints, step)
     greedy = config.Evaluation.Greedy if greedy is None else greedy
     return EvaluationPolicy(config, models, num_envs, execution, config.BasicSettings.Seed, greedy)
 

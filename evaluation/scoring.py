@@ -18,10 +18,9 @@ from evaluation.scores import human_normalised
 from evaluation.tables import Episode, Evaluation, append, episode_table, read_episodes, read_evaluations
 from evaluation.target import Target
 from evaluation.video import Video
-from run_files.event_file import disk_errors
+from run_files.manifest import rewriting
 from run_files.metrics import read_history
-from run_files.seals import seal_evaluation
-from utils import UserError, resolve_device
+from utils import UserError, disk_errors, resolve_device
 
 TIMED_STEPS = 20  # vector steps that the estimate of the time is made from
 FRAMES_A_SECOND = 60.0  # of the emulator: videos run at the speed of play
@@ -31,7 +30,7 @@ def score(target: Target, record_video: bool) -> None:
     """Evaluate every checkpoint of a target; each is written, and printed, when it is done."""
     with disk_errors(target.results):  # before the hours of an evaluation, not after them
         target.results.mkdir(parents=True, exist_ok=True)
-    path = target.results / f"{target.run.name}.csv"
+    path = target.run.table
     read_evaluations(path), read_episodes(episode_table(path))  # refuse what cannot be added to
     settings = target.config.BasicSettings
     execution = Execution(settings, resolve_device(settings.device))
@@ -42,8 +41,8 @@ def score(target: Target, record_video: bool) -> None:
             video = Video(FRAMES_A_SECOND / target.config.Environment.FrameSkip) if record_video else None
             episodes = score_checkpoint(target, step, environment, execution, video)
             row = make_row(target, step, episodes)
-            append(path, row, episodes)
-            seal_evaluation(path, episode_table(path), target.checkpoints, step)
+            with rewriting(target.run.outputs, target.run.evaluated):
+                append(path, row, episodes)
             print(describe(row), flush=True)
             if video is not None:
                 print(f"wrote {video.save(target.results / f'{target.run.name}_{step}')}")

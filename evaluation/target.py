@@ -10,7 +10,7 @@ from configuration.loading import apply_overrides, differences, find_config, loa
 from configuration.schema import Config
 from evaluation.options import SETTINGS
 from evaluation.policies import choose_steps
-from run_files.directory import EVALUATIONS, RunDirectory, find_run
+from run_files.directory import RunDirectory, find_run
 from utils import UserError
 
 SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
@@ -41,7 +41,7 @@ class Target:
     @property
     def results(self) -> Path:
         """The folder of the results, beside the run's."""
-        return self.run.outputs.parent / EVALUATIONS
+        return self.run.evaluations
 
 
 def read_target(options: argparse.Namespace) -> Target:

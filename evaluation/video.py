@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from run_files.event_file import encode_gif
+from run_files.loggers import encode_gif
 from utils import UserError, write_atomically
 
 GIF_PICTURES = 1_500  # at most; of a longer play every second, fourth … picture is kept

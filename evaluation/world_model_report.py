@@ -29,8 +29,8 @@ from evaluation.episodes import evaluation_environment, play
 from evaluation.open_loop import OpenLoop, comparison_video, mean_squared_errors, open_loop, prior_quality
 from evaluation.policies import EvaluationPolicy, load_models
 from evaluation.target import Target
-from run_files.directory import machine_facts
-from run_files.event_file import encode_gif
+from run_files.loggers import encode_gif
+from run_files.provenance import machine_facts
 from sub_models.batch import Batch
 from sub_models.functions_losses import categorical_kl, sample
 from sub_models.image import PIXEL_MAX

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration.loading import load_config
+from environments.single import action_repeat
 from experiments.control_figure import draw
 from experiments.training import (
     AT_A_TIME,
@@ -51,7 +52,7 @@ def measure(task: str, model: str, seed: int, overrides: list[str], folder: Path
     if process.wait():
         raise RuntimeError(f"{name} ended with code {process.returncode}; see {name}.log")
     config = load_config([f"BasicSettings.config_path={ROOT / 'config_files' / model}.yaml", *settings])
-    repeat = config.Environment.ActionRepeat
+    repeat = action_repeat(config.BasicSettings.env_name, config.Environment)
     returns = [(step * repeat, value) for step, value in training_returns(name, folder)]
     facts = run_facts(name, folder)
     last = facts["trained_steps"] * repeat

@@ -30,7 +30,7 @@ from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import MAX_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop
-from run_files.directory import machine_facts
+from run_files.provenance import machine_facts
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
 from sub_models.image import PIXEL_MAX

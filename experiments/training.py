@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
-from run_files.directory import EVALUATIONS, RunDirectory, machine_facts
+from run_files.directory import EVALUATIONS, RunDirectory
 from run_files.metrics import read_history, read_metrics
+from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,111 +1,105 @@
-"""Entries of results/: the small files of one run, with a manifest of their checksums."""
+"""Entries of results/: the small files of one run with their checksums, and the README that lists them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reporting.files import read_json
-from reporting.published import BENCHMARK_STEP
+from reporting.files import SECONDS_PER_HOUR
+from reporting.published import BENCHMARK_STEP, REFERENCE, Published
 from reporting.runs import Run, RunFiles, load_run
+from reporting.tables import make_table
+from run_files.manifest import MANIFEST, altered, read_manifest
 from utils import UserError, as_file_name
 
-MANIFEST = "manifest.json"
+README = "README.md"
 NOTES = "notes.md"  # written by hand to explain a score; the only file without a checksum
-COMPLETE, PARTIAL = "complete", "partial"
+COLUMNS = "method game seed step mean_return:1 evaluated episodes published settings hours:2 hardware commit"
+INTRODUCTION = """# Recorded results
+
+Runs that `python report.py record` took: config, commit, hardware, time, evaluations, every episode's return,
+and the training metrics (thinned), with their checksums in `manifest.json`. Weights are not kept. A run whose
+files are not those that training and evaluation wrote is not taken
+([docs/reliability.md](../docs/reliability.md)). This file is written by that command;
+`python report.py 'results/*/*/seed_*'` draws the report of all of them. Scores published by others, and where
+they come from, are in `published.json`.
+"""
 
 
 @dataclass(frozen=True)
 class Entry:
     folder: Path
     run: Run
-    state: str  # COMPLETE or PARTIAL
-    step: int  # environment steps of training
+    gaps: tuple[str, ...]  # why the run is not complete
     notes: str
-
-    @property
-    def counts(self) -> bool:
-        """Whether its score may stand in the score table: a complete run, evaluated at step 100,000."""
-        return self.state == COMPLETE and self.run.benchmarked
 
 
 def entry_path(run: Run) -> Path:
-    """Where under results/ the entry of a run lies: <model>/<game>/seed_<n>."""
+    """Return where under results/ the entry of a run lies: <model>/<game>/seed_<n>."""
     return Path(as_file_name(run.label), as_file_name(run.game), f"seed_{run.seed}")
 
 
-def make_manifest(run: Run, state: str, folder: Path) -> str:
-    """The manifest of the files in `folder`, as JSON text."""
-    files = {path.name: checksum(path) for path in sorted(folder.iterdir())}
-    content = {"run": run.name, "state": state, "step": run.info["finished_step"], "files": files}
-    return json.dumps(content, indent=1) + "\n"
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load_entry(folder: Path) -> Entry:
-    """Read an entry whose files are those of its manifest; UserError naming what is not."""
-    manifest = verified_manifest(folder)
-    run = load_run(RunFiles.of_entry(folder))
-    state = state_of(run)
-    if manifest.get("state") != state or manifest.get("step") != run.info.get("finished_step"):
-        raise UserError(
-            f"{folder / MANIFEST} was altered: its files are of a {state} run of another step or state"
-        )
-    if folder.absolute().parts[-3:] != entry_path(run).parts:
-        raise UserError(f"{folder} was altered: its run belongs into {entry_path(run)}")
-    notes = folder / NOTES
-    text = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
-    return Entry(folder, run, state, run.info["finished_step"], text)
-
-
-def verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an entry, after every file was compared with its checksum."""
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not files:
-        raise UserError(f"{folder} has no {MANIFEST} with checksums: restore it, or remove the folder")
-    found = {path.name for path in folder.iterdir()} - {MANIFEST, NOTES}
-    wrong = sorted(found ^ set(files))
-    wrong += [name for name in sorted(found & set(files)) if checksum(folder / name) != files[name]]
-    if wrong:
-        raise UserError(
-            f"{folder} was altered after it was recorded: {', '.join(wrong)}; restore it from version "
-            f"control, or remove the folder and record the run again"
-        )
-    return manifest
-
-
-def state_of(run: Run) -> str:
-    """COMPLETE if nothing speaks against it, else PARTIAL."""
-    return PARTIAL if shortcomings(run) else COMPLETE
-
-
 def shortcomings(run: Run) -> list[str]:
-    """Why a run is not complete, [] if it is: unfinished, metrics that end early, or not evaluated."""
+    """Return why a run is not complete, [] if it is: unfinished, metrics that end early, or not evaluated."""
     assert run.config is not None
     task = run.config.JointTrainAgent
     target, reached = task.SampleMaxSteps, int(run.info.get("finished_step") or 0)
     lines = []
     if run.info.get("status") != "finished" or reached < target:
-        lines.append(
-            f"it stopped at step {reached:,} of {target:,} ({run.info.get('status') or 'no status'})"
-        )
+        status = run.info.get("status") or "no status"
+        lines.append(f"it stopped at step {reached:,} of {target:,} ({status})")
     if run.history.last_step + task.LogEverySteps + task.NumEnvs <= target:
         lines.append(f"its metrics end at step {run.history.last_step:,} of {target:,}")
     needed = min(target, BENCHMARK_STEP)
-    if needed not in {each.step for each in run.evaluations}:
+    if needed not in {each.step for each in run.evaluations if not each.settings}:
         lines.append(f"its evaluation does not cover the checkpoint of step {needed:,}")
     return lines
 
 
+def load_entry(folder: Path) -> Entry:
+    """Read an entry whose files are those of its manifest; raise UserError naming what is not."""
+    files = {path.name: path for path in folder.iterdir() if path.name not in (MANIFEST, NOTES)}
+    wrong = sorted({*altered(folder, files), *(set(read_manifest(folder)) - set(files))})
+    if wrong or not files:
+        raise UserError(
+            f"{folder} was altered after it was recorded: {', '.join(wrong) or 'it is empty'}; restore it "
+            f"from version control, or remove the folder and record the run again"
+        )
+    run = load_run(RunFiles.of_entry(folder))
+    if folder.absolute().parts[-3:] != entry_path(run).parts:
+        raise UserError(f"{folder} was altered: its run belongs into {entry_path(run)}")
+    notes = folder / NOTES
+    text = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
+    return Entry(folder, run, tuple(shortcomings(run)), text)
+
+
 def find_entries(results: Path) -> list[Entry]:
-    """All entries under `results`, verified, by model, game and seed; UserError for an altered one."""
+    """Return all entries under `results` by model, game and seed; raise UserError for an altered one."""
     entries = [load_entry(folder) for folder in results.glob("*/*/seed_*") if folder.is_dir()]
     return sorted(entries, key=lambda entry: (entry.run.label, entry.run.game, entry.run.seed))
+
+
+def render_readme(entries: Sequence[Entry], published: Published, results: Path) -> str:
+    """Return the text of the README of `results`."""
+    rows = [_row(entry, published, results) for entry in entries]
+    titles = {"mean_return": "Mean return", "published": f"{REFERENCE}, published"}
+    table = make_table("runs", COLUMNS, rows, titles).markdown if rows else "No run yet.\n"
+    named = [(f"{entry.run.label}, {entry.run.game}, seed {entry.run.seed}", entry) for entry in entries]
+    notes = [f"\n**{name}:** {entry.notes}\n" for name, entry in named if entry.notes]
+    partial = [f"\n{name} is partial: {'; '.join(entry.gaps)}.\n" for name, entry in named if entry.gaps]
+    return "".join([INTRODUCTION, "\n", table, *notes, *partial])
+
+
+def _row(entry: Entry, published: Published, results: Path) -> list[Any]:
+    run, score = entry.run, entry.run.scored
+    link = f"[{run.label}]({entry.folder.relative_to(results).as_posix()}/)"
+    evaluation = [score.step, score.mean, score.how, score.episodes] if score else [None] * 4
+    seeds = published.seed_range(run.game) if run.benchmarked and not entry.gaps else None
+    reference = "{:,.1f} ({:,.1f} to {:,.1f})".format(*seeds) if seeds else None
+    settings = ", ".join(re.sub(r"^[\w.]*\.", "", text) for text in run.deviations)
+    commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]+", r"\1", str(run.info["commit"]))
+    facts = [run.info["elapsed_s"] / SECONDS_PER_HOUR, run.info["hardware"], commit]
+    return [link, run.game, run.seed, *evaluation, reference, settings, *facts]

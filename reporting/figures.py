@@ -28,7 +28,7 @@ PANELS = {
     "mean": "Mean",
     "median": "Median",
     "iqm": "IQM",
-    "optimality_gap": "Optimality gap: lower is better",
+    "optimality_gap": "Optimality gap",
 }
 STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),

@@ -16,14 +16,14 @@ from configuration.loading import differences, load_saved_config
 from configuration.schema import Config, schema
 from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
-from reporting.files import read_json, read_status
+from reporting.files import read_status
 from reporting.published import BENCHMARK_STEP
+from run_files.manifest import EVALUATED, MANIFEST, TRAINED
 from run_files.metrics import History, read_history
 from utils import UserError, nearest
 
 ARCHIVED = ".archived-"  # in the name of a run that was started over; selected only by naming it so
 EVALUATIONS = "eval_result"  # folder of the evaluation CSVs under outputs/
-ENTRY_FILES = {"evaluation": "evaluation.csv", "episodes": "episodes.csv"}  # in a recorded entry
 # What runs differ in without being another method.
 IDENTITY = {"BasicSettings.Seed", "BasicSettings.env_name", "JointTrainAgent.ModelType"}
 RUN_NAME = re.compile(r"(?P<game>[^-]+)-(?P<label>.+?)-seed_(?P<seed>\d+)(?P<rest>.*)")
@@ -102,8 +102,19 @@ class RunFiles:
     @staticmethod
     def of_entry(folder: Path) -> RunFiles:
         """Return the files of an entry of results/."""
-        name = str(read_json(folder / "manifest.json").get("run", folder.name))
-        return RunFiles(name, folder, *(folder / ENTRY_FILES[kind] for kind in ("evaluation", "episodes")))
+        name = load_saved_config(folder / "config.yaml").BasicSettings.n or folder.name
+        return RunFiles(name, folder, *(folder / name for name in EVALUATED))
+
+    @property
+    def trained(self) -> dict[str, Path]:
+        """What training wrote of a recorded run, by name."""
+        return {name: self.folder / name for name in TRAINED}
+
+    @property
+    def evaluated(self) -> dict[str, Path]:
+        """What evaluations wrote of it, by name, as far as it is there."""
+        paths = dict(zip(EVALUATED, (self.evaluation, self.episodes), strict=True))
+        return {name: path for name, path in paths.items() if path.exists()}
 
 
 def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -148,7 +159,7 @@ def _matches(pattern: str, outputs: Path, known: Iterable[str]) -> list[RunFiles
         names = [name for name in found if ARCHIVED not in name or ARCHIVED in pattern]
         return [RunFiles.of_output(name, outputs) for name in names]
     entries = [path, *map(Path, glob.glob(pattern))]
-    return [RunFiles.of_entry(entry) for entry in entries if (entry / "manifest.json").is_file()]
+    return [RunFiles.of_entry(entry) for entry in entries if (entry / MANIFEST).is_file()]
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

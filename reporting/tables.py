@@ -48,22 +48,23 @@ class Table:
     titles: Mapping[str, str]  # of columns whose title is not simply their name
 
     @property
+    def _keys(self) -> list[str]:
+        """The columns to show that have any value."""
+        return [key for key in self.digits if self.frame.empty or not self.frame[key].isna().all()]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which of the columns shown hold numbers."""
+        return [pandas.api.types.is_numeric_dtype(self.frame[key]) for key in self._keys]
+
+    @property
     def shown(self) -> DataFrame:
-        """The texts a reader sees, under titles; without columns that have no value."""
+        """The texts a reader sees, under titles."""
         columns = {}
-        for key, digits in self.digits.items():
-            texts = [show(value, digits) for value in self.frame[key]]
-            if f"{key}_low" in self.frame:
-                lows, highs = (
-                    [show(each, digits) for each in self.frame[key + end]] for end in ("_low", "_high")
-                )
-                bounds = (
-                    f" [{low}, {high}]" if low != MISSING else ""
-                    for low, high in zip(lows, highs, strict=True)
-                )
-                texts = [text + bound for text, bound in zip(texts, bounds, strict=True)]
-            if set(texts) != {MISSING}:
-                columns[self.titles.get(key, key.replace("_", " ").capitalize())] = texts
+        for key in self._keys:
+            parts = [self.frame[name] for name in (key, f"{key}_low", f"{key}_high") if name in self.frame]
+            texts = [_show_all(values, self.digits[key]) for values in zip(*parts, strict=True)]
+            columns[self.titles.get(key, key.replace("_", " ").capitalize())] = texts
         return DataFrame(columns)
 
     @property
@@ -74,7 +75,8 @@ class Table:
     @property
     def markdown(self) -> str:
         """The table as GitHub's Markdown."""
-        lines = [self.shown.columns, ["---"] * len(self.shown.columns), *self.shown.to_numpy()]
+        rules = ["---:" if is_number else "---" for is_number in self.numeric]
+        lines = [self.shown.columns, rules, *self.shown.to_numpy()]
         return "".join(f"| {' | '.join(text.replace('|', '·') for text in line)} |\n" for line in lines)
 
 
@@ -83,6 +85,12 @@ def show(value: Any, digits: int) -> str:
     if isinstance(value, str):
         return value
     return MISSING if pandas.isna(value) else f"{value:,.{digits}f}"
+
+
+def _show_all(values: Sequence[Any], digits: int) -> str:
+    """A value and, if they are known, its bounds: 0.561 [0.510, 0.616]."""
+    texts = [show(value, digits) for value in values]
+    return texts[0] if MISSING in texts[1:] or not texts[1:] else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def write_csv(folder: Path, name: str, frame: DataFrame) -> None:

@@ -17,8 +17,8 @@ import report
 from configuration.loading import config_to_yaml
 from configuration.schema import Config
 from reporting import statistics as report_statistics
-from run_files.seals import seal_evaluation, seal_run
-from run_files.tensor_files import write_tensors
+from run_files.directory import RunDirectory
+from run_files.manifest import enter
 
 FULL_RUN = 102_000
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -63,10 +63,7 @@ def write_run(root: Path, run: FakeRun) -> str:
     (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(_status(run)))
     (folder / "metrics.jsonl").write_text(_metrics(run, config.JointTrainAgent.LogEverySteps))
-    for step in run.evaluated:
-        for name in ("world_model", "agent"):
-            write_tensors(folder / "ckpt" / f"{name}_{step}.pth", {name: [run.name, step]})
-    seal_run(folder)
+    enter(folder, RunDirectory(run.name, root).trained)
     write_evaluations(root, run)
     return run.name
 
@@ -112,9 +109,8 @@ def write_evaluations(root: Path, run: FakeRun) -> None:
     if run.evaluated:
         (folder / f"{run.name}.csv").write_text("\n".join(rows) + "\n")
         (folder / f"{run.name}_episodes.csv").write_text("\n".join(single) + "\n")
-    tables = [folder / f"{run.name}{end}.csv" for end in ("", "_episodes")]
-    for step in run.evaluated:
-        seal_evaluation(*tables, root / "outputs" / run.name / "ckpt", step)
+    directory = RunDirectory(run.name, root)
+    enter(directory.outputs, directory.evaluated)
 
 
 def gif(shade: int) -> bytes:

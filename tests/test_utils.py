@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +148,29 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         write_atomically(tmp_path / "file" / "below", lambda file: None)
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_defect(tmp_path: Path, redirected: str) -> None:
+    code = (
+        "from utils import run_cli; run_cli(lambda arguments: print('λ') or open('file', 'w').write('mine'))"
+    )
+    command = f'"{sys.executable}" -c "{code}" {redirected}'
+    run = subprocess.run(command, shell=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert run.returncode == 4 and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_notebook_may_run_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shown(io.StringIO):
+        """Like the streams of Jupyter, which are no files."""
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Shown())
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+
+    def main(arguments: list[str]) -> None:
+        raise UserError("said")
+
+    with pytest.raises(SystemExit) as ended:
+        utils.run_cli(main)
+    assert ended.value.code == 2 and sys.stderr.getvalue() == "error: said\n"

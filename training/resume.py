@@ -7,7 +7,6 @@ import contextlib
 from configuration.loading import config_to_yaml, differences, load_saved_config
 from configuration.schema import Config, schema
 from run_files.directory import RunDirectory, RunStatus
-from run_files.seals import seal_run
 from run_files.states import SavedState, StateStore
 from run_files.weights import list_checkpoints
 from training.run import TrainingRun
@@ -55,38 +54,31 @@ def find_state(
     return None, []
 
 
-def seal_finished(directory: RunDirectory, step: int, metrics: str | None) -> None:
-    """Seal a finished run that has no seal: it died at its very end, or is older than seals.
-
-    metrics: SHA-256 of what was logged, as the last state has it.
-    """
-    if directory.seal_file.exists():
-        return
-    facts = directory.read_status() | {"status": "finished", "finished_step": step}
-    with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
-        directory.write_status(RunStatus(**facts))
-    seal_run(directory.outputs, metrics)
+def note_finished(directory: RunDirectory, step: int) -> None:
+    """Say in run.json that a run is finished which died between its last state and that."""
+    status = directory.read_status()
+    if status.get("status") != "finished":
+        with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
+            directory.write_status(RunStatus(**status | {"status": "finished", "finished_step": step}))
 
 
 def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     """Start a run, or continue the one in `directory`; None if that one is finished.
 
     The directory must be locked. A new run saves its first state at once, so that there is one
-    whenever the process ends. Lines for the user are in the session's `notes`.
+    whenever the process ends. Lines for the user are in its `notes`.
     """
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
-        logged = saved.state.get("logger", {}).get("metrics_sha256")
-        seal_finished(directory, saved.step, logged)
+        note_finished(directory, saved.step)
         return None
-    session = TrainingRun(config, directory, store, saved)
-    session.notes = [*notes, *session.notes]
-    directory.unseal()
+    run = TrainingRun(config, directory, store, saved)
+    run.notes = [*notes, *run.notes]
     directory.save_config(config)
     if saved is None:
-        session.logger.text("config", f"```yaml\n{config_to_yaml(config)}```")
-        session.save_state("running")
+        run.logger.text(0, "config", f"```yaml\n{config_to_yaml(config)}```")
+        run.save_state("running")
     else:
-        session.write_status("running")
-    return session
+        run.write_status("running")
+    return run

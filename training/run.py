@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -18,12 +21,13 @@ from compute.random_streams import RandomStreams, derive_seed
 from configuration.schema import Config
 from env_wrapper import StepResult, make_environment
 from environments.single import ignored_settings
-from evaluation.episodes import evaluate, evaluation_environment, summarise
+from evaluation.episodes import Stopped, evaluate, evaluation_environment, summarise
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
-from run_files.directory import RunDirectory, RunLogger, RunStatus, joined_facts, machine_facts
-from run_files.seals import seal_run
+from run_files.directory import RunDirectory, RunStatus
+from run_files.loggers import RunLogger
+from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
 from sub_models import storm_checkpoint
@@ -31,30 +35,34 @@ from sub_models.batch import Batch
 from training.demonstrations import Demonstrations
 from training.health import health
 from training.learner import Learner, make_policy
-from utils import UserError, resolve_device
+from utils import UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
-COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started")  # saved with a state, and
+# Saved with a state: these as they are, and
+COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started", "evaluation_due")
 PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGINT or SIGUSR1; the loop then finishes its step and saves.
+    """Set by a signal that asks to stop: a key, a closed terminal, or a queue; the loop then saves.
 
     A second SIGINT leaves at once.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU"))
 
     def __init__(self) -> None:
         self.signal: str | None = None
         for number in self.SIGNALS:
-            signal.signal(number, self._request)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            silence()  # there is no terminal to print to
 
 
 class TrainingRun:
@@ -90,7 +98,9 @@ class TrainingRun:
             release_quirks=settings.ReleaseQuirks,
         )
         facts = machine_facts(device)
-        self._facts = facts if saved is None else joined_facts(directory.read_status(), facts)
+        earlier = {} if saved is None else directory.read_status()
+        self._facts = joined_facts(earlier, facts)
+        self.notes += moves(earlier, facts)
         spaces = self.environment.spaces
         check_replay_fits(config, spaces, replay_device)
         self.learner = Learner(config, spaces, self.execution, self.streams)
@@ -98,6 +108,7 @@ class TrainingRun:
         self.replay = ReplayBuffer(task.BufferMaxLength // task.NumEnvs, task.NumEnvs, spaces, replay_device)
         self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
+        self.evaluation_due = False  # the evaluation of this step was put off
         self.elapsed = 0.0
         self.last_return = float("nan")
         self.findings: dict[str, str] = {}  # on the health of learning, when last logged
@@ -112,7 +123,7 @@ class TrainingRun:
             self._initialise_weights()
             archived = directory.archive() if settings.Restart else None
             self.notes += [f"archived the earlier run as {archived}"] if archived else []
-        self.logger = RunLogger(directory, saved.step + 1 if saved else 0)
+        self.logger = RunLogger(directory, config, saved.step + 1 if saved else 0)
         if saved is not None:
             self._restore(saved)
 
@@ -231,8 +242,16 @@ class TrainingRun:
         """Wall-clock seconds of all processes of this run."""
         return self.elapsed + time.monotonic() - self._clock
 
-    def evaluate(self) -> float:
-        """Return the mean return of fresh episodes with the present weights; no stream advances."""
+    def evaluate(self, is_stopped: Callable[[], bool]) -> float | None:
+        """Return the mean return of fresh episodes with the present weights; no stream advances.
+
+        None if `is_stopped()` said so between two steps: the evaluation is then still due.
+        """
+
+        def look(*progress: object) -> None:
+            if is_stopped():
+                raise Stopped
+
         settings = self.config.Evaluation
         models = (self.learner.world_model, self.learner.agent, False)
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
@@ -240,13 +259,12 @@ class TrainingRun:
         policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         quirks = self.config.BasicSettings.ReleaseQuirks
         environment = evaluation_environment(self.config, num_envs, seed, quirks)
-        try:
-            max_faults = self.config.Environment.MaxFaults
-            episodes = evaluate(
-                policy, environment, settings.NumEpisodes, first_to_finish=quirks, max_faults=max_faults
-            )
-        finally:
-            environment.close()
+        max_faults, self.evaluation_due = self.config.Environment.MaxFaults, True
+        with contextlib.closing(environment), contextlib.suppress(Stopped):
+            episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)
+            self.evaluation_due = False
+        if self.evaluation_due:
+            return None
         mean, _ = summarise(episodes)
         self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
         return mean
@@ -269,13 +287,13 @@ class TrainingRun:
                 evaluation.VideoWindows, length, streams.generator("windows", self.replay.device)
             ).to(self.execution.device)
             frames = imagination_video(self.learner.world_model, batch, task.ImagineContextLength, streams)
-            self.logger.video("Imagine/predict_video", frames, self.step, VIDEO_FPS)
+            self.logger.video(self.step, "Imagine/predict_video", frames, VIDEO_FPS)
 
     def save_state(self, status: str) -> None:
         """Write all that is needed to continue as if nothing had happened.
 
         What was saved just before is not saved twice, so that the state before the newest one
-        stays an earlier one. A run that is no longer "running" is sealed.
+        stays an earlier one.
         """
         progress = (self.step, self.learned_steps, self.faults)
         if progress != self._saved_progress:
@@ -283,9 +301,6 @@ class TrainingRun:
             self._saved_progress = progress
         self._save_clock = time.monotonic()
         self.write_status(status)
-        if status != "running":
-            self.directory.save_config(self.config)
-            seal_run(self.directory.outputs, str(self.logger.state_dict()["metrics_sha256"]))
 
     def write_status(self, status: str) -> None:
         """Write run.json."""
@@ -296,6 +311,7 @@ class TrainingRun:
                 finished_step=self.step,
                 sample_max_steps=self.config.JointTrainAgent.SampleMaxSteps,
                 elapsed_s=round(self.seconds(), 1),
+                spaces=asdict(self.environment.spaces),
                 **self._facts,
             )
         )

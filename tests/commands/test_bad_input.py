@@ -404,7 +404,7 @@ def nan_in(path: Path) -> None:
 
 def renamed(path: Path) -> None:
     state = torch.load(path, weights_only=True)
-    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    torch.save({f"net.{name}": tensor for name, tensor in state.items()}, path)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,19 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import kill_and_compare
+import numpy as np
 import pytest
 import torch
 from kill_and_compare import differences
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, metrics, train, weights
+from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, in_folder, metrics, train, weights
 
 import utils
+from evaluation.policies import EvaluationPolicy
 from run_files.states import StateStore
 from sub_models.batch import Batch
-from training.run import TrainingRun
+from training import run as training_run
+from training.run import StopRequest, TrainingRun
+from utils import UserError
 
 NOT_FINISHED = 75
 OFTEN = "JointTrainAgent.SaveEverySeconds=1e-9"  # a state after every step
+EVALUATE = "JointTrainAgent.EvalEverySteps=40"
 SLOW_KILLS = 8
 
 
@@ -131,6 +139,47 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
     assert differences(tmp_path, again) == []
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an uninterrupted run that was evaluated at 40, 80 and 120."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    assert train(folder, "run", EVALUATE).code == 0
+    return folder
+
+
+def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(evaluated: Path, tmp_path: Path) -> None:
+    acted: list[EvaluationPolicy] = []
+    original = EvaluationPolicy.act
+
+    def act(self: EvaluationPolicy, observation: np.ndarray) -> np.ndarray:
+        acted.append(self)
+        if len({id(policy.streams) for policy in acted}) == 2 and acted.count(self) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, observation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvaluationPolicy, "act", act)
+        result = train(tmp_path, "run", EVALUATE)
+    assert result.code == NOT_FINISHED and "stopped by SIGTERM at step 80" in result.err
+    assert len(acted) == 2 * 25 + 3  # two episodes of step 40, three steps at step 80
+    result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 0 and "step 80: evaluated" in result.err
+    assert differences(evaluated, tmp_path) == []
+
+
+def test_a_run_whose_evaluation_fails_is_saved(evaluated: Path, tmp_path: Path) -> None:
+    def failing(*arguments: object) -> None:
+        raise UserError("3 environment faults in a row")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "evaluate", failing)
+        result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 2 and result.error == "3 environment faults in a row"
+    result = train(tmp_path, "run", EVALUATE)
+    assert result.code == 0 and "continuing run at step 40" in result.err
+    assert differences(evaluated, tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["STORM-tiny", "GITSTORM-tiny"])
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -167,13 +216,43 @@ def test_the_comparison_sees_differences(whole: Path, tmp_path: Path) -> None:
 # --- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_not_finished(whole: Path, tmp_path: Path, number: signal.Signals) -> None:
     result = interrupted(tmp_path, "run", 70, number)
     assert result.code == NOT_FINISHED and f"stopped by {number.name} at step 70, saved" in result.err
     again = train(tmp_path, "run")
     assert again.code == 0 and "continuing run at step 70" in again.err
     assert differences(whole, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR1", "USR2", "XCPU"])
+def test_a_queue_may_ask_by_any_signal(name: str) -> None:
+    number = getattr(signal, f"SIG{name}")
+    with in_folder(Path()):  # puts the handlers back
+        stop = StopRequest()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("training.run.silence", lambda: None)
+            os.kill(os.getpid(), number)
+        assert stop.signal == f"SIG{name}"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        assert StopRequest().signal is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_closed_terminal_saves(tmp_path: Path) -> None:
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        command = [str(REPOSITORY / "train.py"), *SMALL, "BasicSettings.n=run", "BasicSettings.silent=false"]
+        os.execv(sys.executable, [sys.executable, *command, "JointTrainAgent.SampleMaxSteps=100000"])
+    said = b""
+    while b"100000" not in said.rpartition(b"run run:")[2]:  # the progress bar
+        said += os.read(terminal, 1_000)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == NOT_FINISHED
+    written = json.loads((tmp_path / "outputs" / "run" / "run.json").read_text())
+    assert written["status"] == "stopped"
+    assert StateStore(tmp_path / "outputs" / "run" / "state").load().step == written["finished_step"]
 
 
 def test_a_signal_before_the_first_step_saves(whole: Path, tmp_path: Path) -> None:
@@ -233,6 +312,17 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
             assert train(tmp_path, name, f"JointTrainAgent.SampleMaxSteps={each}").code == 0
     first, second = (weights(tmp_path, name, 140) for name in ("long", "extended"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_that_was_moved_says_so_and_keeps_both(whole: Path, stopped: Path) -> None:
+    status = stopped / "outputs" / "run" / "run.json"
+    status.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "2.5.0"', status.read_text()))
+    result = train(stopped, "run")
+    assert result.code == 0 and f"torch was 2.5.0, is {torch.__version__}" in result.err
+    versions = json.loads(status.read_text())["versions"]
+    assert versions["torch"] == f"2.5.0 + {torch.__version__}"
+    assert differences(whole, stopped) == []
+    assert "was moved" not in train(stopped, "run", "JointTrainAgent.SampleMaxSteps=125").err
 
 
 def test_restart_archives_the_run(whole: Path, stopped: Path) -> None:

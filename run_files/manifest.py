@@ -1,0 +1,46 @@
+"""manifest.json: the SHA-256 of files by name, so that an edit or a mix-up shows (a forgery does not)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from run_files.tensor_files import sha256_of
+from utils import write_atomically
+
+MANIFEST = "manifest.json"
+# The files of a recorded run, by their names in a manifest.
+TRAINED = ("config.yaml", "run.json", "metrics.jsonl")
+EVALUATED = ("evaluation.csv", "episodes.csv")
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Return the checksums by name; {} if there is no manifest that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def altered(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """Return the names of the files that are missing, or not those that the manifest of `folder` names."""
+    known = read_manifest(folder)
+    return [name for name in files if not files[name].is_file() or sha256_of(files[name]) != known.get(name)]
+
+
+def enter(folder: Path, files: Mapping[str, Path]) -> None:
+    """Enter files in the manifest of `folder`, those that are there."""
+    new = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    write_atomically(folder / MANIFEST, json.dumps(read_manifest(folder) | new, indent=1))
+
+
+@contextlib.contextmanager
+def rewriting(folder: Path, files: Mapping[str, Path]) -> Iterator[None]:
+    """Enter the files that are rewritten inside; one that somebody altered before stays a wrong one."""
+    wrong = set(altered(folder, files)) & set(read_manifest(folder))
+    yield
+    if folder.is_dir():
+        enter(folder, {name: path for name, path in files.items() if name not in wrong})

@@ -1,0 +1,34 @@
+"""What to do with a finished run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from run_files.directory import RunDirectory
+from utils import REPOSITORY
+
+
+def next_steps(run: RunDirectory) -> str:
+    """Return where a finished run lies and the commands that come next, ready to be typed in this folder."""
+    found = shutil.which("python")
+    is_active = found is not None and Path(found).parent == Path(sys.executable).parent
+    python = "python" if is_active else _typed(Path(sys.executable))
+    score = f"{python} {_typed(REPOSITORY / 'eval.py')} {shlex.quote(f'-run_name={run.name}')}"
+    commands = {
+        score: "scores it",
+        f"{python} -m tensorboard.main --logdir {_typed(run.tensorboard)}": "shows its curves",
+        f"{score} -record_video": "films its play",
+    }
+    width = max(map(len, commands))
+    lines = [f"  {command:{width}}  # {meaning}" for command, meaning in commands.items()]
+    return "\n".join([f"finished: {run.outputs}", *lines])
+
+
+def _typed(path: Path) -> str:
+    """The path as a word of a command line, relative if it lies in this folder."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
