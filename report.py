@@ -13,35 +13,27 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 import argparse
 from pathlib import Path
 
-from utils import REPOSITORY, OneLineParser, UserError, run_cli
+from utils import REPOSITORY, OneLineParser, UserError, run_cli, write_atomically
 
 COMMANDS = ("compare", "record")  # each the first word, before its options
-OPTIONS = {
-    "--outputs": {"type": Path, "default": Path("outputs"), "help": "folder of the runs"},
-    "--out": {"type": Path, "help": "folder to write to (default: <outputs>/report)"},
-    "--results-dir": {
-        "type": Path,
-        "default": REPOSITORY / "results",
-        "help": "recorded and published results",
-    },
-    "--partial": {"action": "store_true", "help": "accept runs that stopped early, marked as partial"},
-}
+OUT = {"type": Path, "help": "folder to write to (default: <outputs>/report)"}
+RESULTS = {"type": Path, "default": REPOSITORY / "results", "help": "recorded and published results"}
 
 
-def new_parser(command: str, text: str, *options: str) -> OneLineParser:
-    """Return a parser of some of OPTIONS."""
+def new_parser(command: str, text: str) -> OneLineParser:
+    """Return a parser with what all commands take."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog=f"report.py{command}", description=text, formatter_class=layout)
-    for option in options:
-        parser.add_argument(option, **OPTIONS[option])
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
     return parser
 
 
 def report(arguments: list[str]) -> None:
     """Write the report."""
-    parser = new_parser("", __doc__ or "", "--outputs", "--out", "--results-dir")
-    what = "names, globs or comma lists; results/<model>/<game>/seed_<n> too"
-    parser.add_argument("runs", nargs="*", help=what)
+    parser = new_parser("", __doc__ or "")
+    parser.add_argument("runs", nargs="*", help="names, globs, comma lists, results/<model>/<game>/seed_<n>")
+    parser.add_argument("--out", **OUT)
+    parser.add_argument("--results-dir", **RESULTS)
     given = parser.parse_args(arguments)
     misplaced = [word for word in given.runs if word in COMMANDS]
     if misplaced:
@@ -60,12 +52,12 @@ def report(arguments: list[str]) -> None:
 def compare(arguments: list[str]) -> None:
     """Print the comparison of two sets of runs and write it beside the report."""
     text = "Per game: the difference of B from A with its 95 % interval."
-    parser = new_parser(" compare", text, "--outputs", "--out")
+    parser = new_parser(" compare", text)
+    parser.add_argument("--out", **OUT)
     parser.add_argument("A", help="runs before the change: a name, a glob or a comma list")
     parser.add_argument("B", help="runs after it")
     given = parser.parse_args(arguments)
     from reporting.compare import compare_runs
-    from reporting.files import write_text
     from reporting.runs import find_runs
     from reporting.tables import write_csv
 
@@ -75,7 +67,7 @@ def compare(arguments: list[str]) -> None:
     table = compare_runs(first, second)
     out = given.out or given.outputs / "report"
     write_csv(out, table.name, table.frame)
-    write_text(out / "compare.md", table.markdown)
+    write_atomically(out / "compare.md", table.markdown)
     left_out += also_left_out + [
         f"{run.name}: not evaluated" for run in [*first, *second] if not run.evaluations
     ]
@@ -85,7 +77,9 @@ def compare(arguments: list[str]) -> None:
 def record(arguments: list[str]) -> None:
     """Record runs and refresh the README of the results."""
     text = "Copy the small files of finished runs to results/<model>/<game>/seed_<n>/."
-    parser = new_parser(" record", text, "--outputs", "--results-dir", "--partial")
+    parser = new_parser(" record", text)
+    parser.add_argument("--results-dir", **RESULTS)
+    parser.add_argument("--partial", action="store_true", help="take runs that stopped early, marked as such")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
     given = parser.parse_args(arguments)
     from reporting.record import record_run, refresh_readme

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pandas import DataFrame
 
-from reporting.files import SECONDS_PER_HOUR
 from reporting.grid import Comparison, by_label, named
 from reporting.published import REFERENCE
-from reporting.runs import Run
+from reporting.runs import SECONDS_PER_HOUR, Run
 from reporting.statistics import aggregate, mean_curve, performance_profile
 
 COMPARED = (REFERENCE, "DreamerV3_2023", "IRIS", "DIAMOND")  # published methods drawn as curves

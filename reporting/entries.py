@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reporting.files import SECONDS_PER_HOUR
-from reporting.published import BENCHMARK_STEP, REFERENCE, Published
-from reporting.runs import Run, RunFiles, load_run
+from reporting.published import BENCHMARK_STEP, Published
+from reporting.runs import SECONDS_PER_HOUR, Run, RunFiles, load_run
 from reporting.tables import make_table
 from run_files.manifest import MANIFEST, altered, read_manifest
 from utils import UserError, as_file_name
@@ -85,8 +84,7 @@ def find_entries(results: Path) -> list[Entry]:
 def render_readme(entries: Sequence[Entry], published: Published, results: Path) -> str:
     """Return the text of the README of `results`."""
     rows = [_row(entry, published, results) for entry in entries]
-    titles = {"mean_return": "Mean return", "published": f"{REFERENCE}, published"}
-    table = make_table("runs", COLUMNS, rows, titles).markdown if rows else "No run yet.\n"
+    table = make_table("runs", COLUMNS, rows).markdown if rows else "No run yet.\n"
     named = [(f"{entry.run.label}, {entry.run.game}, seed {entry.run.seed}", entry) for entry in entries]
     notes = [f"\n**{name}:** {entry.notes}\n" for name, entry in named if entry.notes]
     partial = [f"\n{name} is partial: {'; '.join(entry.gaps)}.\n" for name, entry in named if entry.gaps]
@@ -98,7 +96,8 @@ def _row(entry: Entry, published: Published, results: Path) -> list[Any]:
     link = f"[{run.label}]({entry.folder.relative_to(results).as_posix()}/)"
     evaluation = [score.step, score.mean, score.how, score.episodes] if score else [None] * 4
     seeds = published.seed_range(run.game) if run.benchmarked and not entry.gaps else None
-    reference = "{:,.1f} ({:,.1f} to {:,.1f})".format(*seeds) if seeds else None
+    note = f"; {published.note(run.game)}" if published.note(run.game) else ""
+    reference = "{:,.1f} ({:,.1f} to {:,.1f}{})".format(*seeds, note) if seeds else None
     settings = ", ".join(re.sub(r"^[\w.]*\.", "", text) for text in run.deviations)
     commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]+", r"\1", str(run.info["commit"]))
     facts = [run.info["elapsed_s"] / SECONDS_PER_HOUR, run.info["hardware"], commit]

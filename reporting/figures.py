@@ -37,12 +37,11 @@ STYLE = {
 }
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as `path`.svg and `path`.png; return the path of the SVG."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as `path`.svg and `path`.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f"{path}.png", dpi=DOTS_PER_INCH)
     figure.savefig(f"{path}.svg", metadata={"Date": None})
-    return Path(f"{path}.svg")
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

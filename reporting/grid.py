@@ -23,7 +23,7 @@ class Comparison:
     """Methods on one set of games, all of which each of them has played to step 100,000."""
 
     games: tuple[str, ...]
-    complete: bool  # whether these are all games of the benchmark
+    suffix: str  # of the names of its files; "" if it has all games of the benchmark
     ours: dict[str, Grid]  # label -> game -> human-normalised scores (seeds,)
     partial: dict[str, int]  # label -> number of games, of methods that lack some; only if it is complete
     published: dict[str, Grid]  # like ours, of methods with per-run scores
@@ -32,7 +32,7 @@ class Comparison:
     @property
     def scope(self) -> str:
         """How many games, in words."""
-        return "all 26 games" if self.complete else f"{len(self.games)} of 26 games"
+        return f"{len(self.games)} of 26 games" if self.suffix else "all 26 games"
 
 
 def without_duplicates(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
@@ -75,13 +75,15 @@ def comparisons(scores: DataFrame, published: Published) -> list[Comparison]:
     }
     game_sets = {tuple(grid) for grid in grids.values()} | {published.games}
     ordered = sorted(game_sets, key=lambda games: (-len(games), games))
-    return [_comparison(games, grids, published) for games in ordered]
+    suffixes = ["", *(f"_partial_{number}" for number in range(1, len(ordered)))]
+    return [_comparison(*each, grids, published) for each in zip(ordered, suffixes, strict=True)]
 
 
-def _comparison(games: tuple[str, ...], grids: dict[str, Grid], published: Published) -> Comparison:
+def _comparison(
+    games: tuple[str, ...], suffix: str, grids: dict[str, Grid], published: Published
+) -> Comparison:
     ours = {label: grid for label, grid in grids.items() if tuple(grid) == games}
-    complete = games == published.games
-    partial = {label: len(grid) for label, grid in grids.items() if complete and label not in ours}
+    partial = {label: len(grid) for label, grid in grids.items() if label not in ours and not suffix}
     with_runs, means_only = {}, {}
     for name, method in published.methods.items():
         known = method.get("seeds") or method["mean"]
@@ -91,7 +93,7 @@ def _comparison(games: tuple[str, ...], grids: dict[str, Grid], published: Publi
                 with_runs[name] = scores
             else:
                 means_only[name] = np.asarray(list(scores.values()))
-    return Comparison(games, complete, ours, partial, with_runs, means_only)
+    return Comparison(games, suffix, ours, partial, with_runs, means_only)
 
 
 def named(label: str, runs: Sequence[Run], reason: str) -> list[str]:

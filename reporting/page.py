@@ -14,10 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from reporting import curves, figures, grid, tables
-from reporting.files import write_text
 from reporting.published import REFERENCE, Published
 from reporting.runs import Run
-from utils import UserError, as_file_name
+from utils import UserError, as_file_name, write_atomically
 
 PAGE = "index.html"
 FIGURES, TABLES = "figures", "tables"  # folders of a report
@@ -34,18 +33,15 @@ def build_report(runs: Sequence[Run], left_out: Sequence[str], published: Publis
     parts = Parts(kept, [*left_out, *repeated], published)
     try:
         _clear(out)
-        paths = {name: figures.save(figure, out / FIGURES / name) for name, figure in parts.figures.items()}
-        images = {
-            "md": {name: path.relative_to(out).as_posix() for name, path in paths.items()},
-            "html": {name: as_address(path.read_bytes(), "image/svg+xml") for name, path in paths.items()},
-        }
+        for name, figure in parts.figures.items():
+            figures.save(figure, out / FIGURES / name)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
     tables.write_csv(out / TABLES, "evaluations", parts.scores)
     for table in parts.tables.values():
         tables.write_csv(out / TABLES, table.name, table.frame)
     for form, name in (("md", "report.md"), ("html", PAGE)):
-        write_text(out / name, render(form, {**vars(parts), "images": images[form], "generator": GENERATOR}))
+        write_atomically(out / name, render(form, vars(parts), out))
     return parts.summary
 
 
@@ -62,15 +58,16 @@ def as_address(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def render(form: str, parts: Mapping[str, Any]) -> str:
+def render(form: str, parts: Mapping[str, Any], out: Path) -> str:
     """Return the report as "html" or "md": templates/sections.jinja with the macros of templates/forms.*."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"), encoding="utf-8")
     environment = Environment(loader=loader, autoescape=form == "html", trim_blocks=True, lstrip_blocks=True)
     environment.filters["address"] = as_address
-    forms = environment.get_template(f"forms.{form}").make_module({"images": parts["images"]})
+    forms = environment.get_template(f"forms.{form}").make_module({"folder": out / FIGURES})
     body = environment.get_template("sections.jinja").render(form=forms, **parts)
-    links, date = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', body), datetime.date.today().isoformat()
-    page = environment.get_template(f"page.{form}").render(body=body, links=links, date=date, **parts)
+    facts = {"date": datetime.date.today().isoformat(), "generator": GENERATOR}
+    facts["links"] = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', body)
+    page = environment.get_template(f"page.{form}").render(body=body, **facts, **parts)
     return re.sub(r"\n{3,}", "\n\n", page)
 
 
@@ -94,29 +91,27 @@ class Parts:
             counted = sum(run.benchmarked for run in runs)
             self.summary += [f"Runs with an Atari-100k score (an evaluation at step 100,000): {counted}."]
         self.comparisons = grid.comparisons(self.scores, published) if self.is_atari else []
-        self.suffixes = [
-            f"_partial_{number}" * (not each.complete) for number, each in enumerate(self.comparisons)
-        ]
-        for comparison, suffix in zip(self.comparisons, self.suffixes, strict=True):
-            self._add_averages(comparison, suffix)
+        for comparison in self.comparisons:
+            self._add_averages(comparison)
         self.curves = {game: f"curves/{as_file_name(game)}" for game in games}
         self.missing["curves"] = [line for game in games for line in self._add_learning_curves(game)]
         self._add_efficiency()
         self.videos = newest_videos(runs)
         self.limits = [*grid.remarks(runs, published), *(f"left out: {line}" for line in left_out)]
 
-    def _add_averages(self, comparison: grid.Comparison, suffix: str) -> None:
-        table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison, suffix)
+    def _add_averages(self, comparison: grid.Comparison) -> None:
+        suffix = comparison.suffix
+        table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison)
         if not comparison.ours:
             return
-        self.tables[f"improvement{suffix}"] = tables.improvement_table(comparison, suffix)
+        self.tables[f"improvement{suffix}"] = tables.improvement_table(comparison)
         profiles = curves.profiles(comparison)
         self.figures[f"aggregates{suffix}"] = figures.draw_aggregates(table.frame, self.palette)
         self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(profiles, self.palette)
         self.missing[f"aggregates{suffix}"] = grid.absent_from(comparison, self.runs)
         rows = {(row.method, row.origin): row for row in table.frame.itertuples()}
         self.summary += [
-            f"{label} here, {comparison.scope}{'' if comparison.complete else ' only'}: IQM "
+            f"{label} here, {comparison.scope}{' only' * bool(suffix)}: IQM "
             f"{_in_words(rows[label, tables.OURS])}; {REFERENCE} as published, on the same games: "
             f"{_in_words(rows[REFERENCE, 'published'])}."
             for label in comparison.ours

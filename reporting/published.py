@@ -53,9 +53,6 @@ def load_published(results: Path) -> Published:
     path = results / "published.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        for method in content["methods"].values():
-            for game, scores in (method.get("seeds") or method["mean"]).items():
-                normalised(game, scores)
         parts = (content[key] for key in ("methods", "partial", "published_aggregates"))
         published = Published(*parts, tuple(content["not_found"]))
         published.seed_range(FREEWAY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,6 @@ from configuration.loading import differences, load_saved_config
 from configuration.schema import Config, schema
 from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
-from reporting.files import read_status
 from reporting.published import BENCHMARK_STEP
 from run_files.manifest import EVALUATED, MANIFEST, TRAINED
 from run_files.metrics import History, read_history
@@ -24,8 +24,10 @@ from utils import UserError, nearest
 
 ARCHIVED = ".archived-"  # in the name of a run that was started over; selected only by naming it so
 EVALUATIONS = "eval_result"  # folder of the evaluation CSVs under outputs/
+SECONDS_PER_HOUR = 3600
 # What runs differ in without being another method.
 IDENTITY = {"BasicSettings.Seed", "BasicSettings.env_name", "JointTrainAgent.ModelType"}
+NUMBERS = ("finished_step", "sample_max_steps", "elapsed_s")  # of a run.json
 RUN_NAME = re.compile(r"(?P<game>[^-]+)-(?P<label>.+?)-seed_(?P<seed>\d+)(?P<rest>.*)")
 
 
@@ -102,8 +104,9 @@ class RunFiles:
     @staticmethod
     def of_entry(folder: Path) -> RunFiles:
         """Return the files of an entry of results/."""
-        name = load_saved_config(folder / "config.yaml").BasicSettings.n or folder.name
-        return RunFiles(name, folder, *(folder / name for name in EVALUATED))
+        return RunFiles(
+            "/".join(folder.absolute().parts[-3:]), folder, *(folder / name for name in EVALUATED)
+        )
 
     @property
     def trained(self) -> dict[str, Path]:
@@ -184,8 +187,19 @@ def load_run(files: RunFiles) -> Run:
     endless = [each for each in evaluations if not math.isfinite(each.mean)]
     if endless:
         raise UserError(f"{files.evaluation}: the mean return of step {endless[0].step} is {endless[0].mean}")
-    history, info = read_history(files.folder / "metrics.jsonl"), read_status(files.folder / "run.json")
+    history, info = read_history(files.folder / "metrics.jsonl"), _read_status(files.folder / "run.json")
     return Run(files.name, *_identity(files.name, config), config, evaluations, history, info, files.folder)
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    """A run.json, {} if there is none."""
+    try:
+        status = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if all(math.isfinite(status.get(key, 0)) for key in NUMBERS):
+            return status
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is not the status of a run: {error}") from error
+    raise UserError(f"{path} is not the status of a run: {', '.join(NUMBERS)} must be finite")
 
 
 def _identity(name: str, config: Config | None) -> tuple[str, str, int]:

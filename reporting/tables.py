@@ -12,30 +12,22 @@ import pandas
 from pandas import DataFrame, Series
 
 from evaluation.scores import reference_scores
-from reporting.files import SECONDS_PER_HOUR, write_text
 from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE, Published
-from reporting.runs import Run
+from reporting.runs import SECONDS_PER_HOUR, Run
 from reporting.statistics import HUMAN, Grid, Interval, aggregate, probability_of_improvement
+from utils import write_atomically
 
 OURS = "here"  # origin of a row that is not from the literature
 MISSING = "–"
 TITLES = {
-    "origin": "From",
     "iqm": "IQM",
-    "seeds_per_game": "Seeds a game",
-    "human_normalised": "Human-normalised",
-    "random": "Random player",
-    "human": "Person",
     "published_storm": f"Published {REFERENCE}: mean [lowest, highest]",
-    "other": "Against",
-    "other_origin": "From",
-    "steps_per_second": "Steps a second",
+    "published": f"{REFERENCE}, published",
     "first": "A: mean return",
     "second": "B: mean return",
     "difference": "B − A",
-    "normalised_difference": "B − A, human-normalised",
-}
+}  # of the columns whose title is not simply their name
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,6 @@ class Table:
     name: str  # file name without ending
     frame: DataFrame
     digits: Mapping[str, int]  # columns to show -> digits behind the point
-    titles: Mapping[str, str]  # of columns whose title is not simply their name
 
     @property
     def _keys(self) -> list[str]:
@@ -64,7 +55,7 @@ class Table:
         for key in self._keys:
             parts = [self.frame[name] for name in (key, f"{key}_low", f"{key}_high") if name in self.frame]
             texts = [_show_all(values, self.digits[key]) for values in zip(*parts, strict=True)]
-            columns[self.titles.get(key, key.replace("_", " ").capitalize())] = texts
+            columns[TITLES.get(key, key.replace("_", " ").capitalize())] = texts
         return DataFrame(columns)
 
     @property
@@ -95,12 +86,10 @@ def _show_all(values: Sequence[Any], digits: int) -> str:
 
 def write_csv(folder: Path, name: str, frame: DataFrame) -> None:
     """Write a frame as `folder`/`name`.csv."""
-    write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_atomically(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
 
 
-def make_table(
-    name: str, columns: str, rows: Sequence[Sequence[Any]], titles: Mapping[str, str] = TITLES
-) -> Table:
+def make_table(name: str, columns: str, rows: Sequence[Sequence[Any]]) -> Table:
     """Return a table of `columns` "key key:digits …"; an Interval takes three columns of its frame."""
     digits = {key: int(number or 0) for key, _, number in (each.partition(":") for each in columns.split())}
     frame = DataFrame(rows, columns=list(digits))
@@ -110,7 +99,7 @@ def make_table(
             frame.insert(place + 1, f"{key}_low", frame[key].str[1])
             frame.insert(place + 2, f"{key}_high", frame[key].str[2])
             frame[key] = frame[key].str[0]
-    return Table(name, frame.convert_dtypes(), digits, titles)
+    return Table(name, frame.convert_dtypes(), digits)
 
 
 def span(counts: Series) -> int | str | None:
@@ -133,10 +122,10 @@ def game_table(scores: DataFrame, published: Published) -> Table:
                 reference, note = published.seed_range(game), published.note(game) or None
         rows.append([*row, *levels, Interval(*reference or (None,)), note])
     columns = "game method step mean_return:1 std_over_seeds:1 seeds seed_numbers episodes human_normalised:3"
-    return make_table("per_game", f"{columns} random:1 human:1 published_storm:1 note", rows)
+    return make_table("per_game", f"{columns} random_player:1 person:1 published_storm:1 note", rows)
 
 
-def aggregate_table(comparison: Comparison, suffix: str) -> Table:
+def aggregate_table(comparison: Comparison) -> Table:
     """Return mean, median, IQM and optimality gap of every method of a comparison, ours first."""
     nothing = Interval(None)
     rows = [_grid_row(label, OURS, grid) for label, grid in comparison.ours.items()]
@@ -147,7 +136,7 @@ def aggregate_table(comparison: Comparison, suffix: str) -> Table:
         averages = [Interval(means.mean()), Interval(np.median(means)), nothing, nothing]
         rows.append([name, "published", len(means), "means only", *averages, sum(means > HUMAN)])
     columns = "method origin games seeds_per_game mean:3 median:3 iqm:3 optimality_gap:3 games_above_human"
-    return make_table(f"aggregates{suffix}", columns, rows)
+    return make_table(f"aggregates{comparison.suffix}", columns, rows)
 
 
 def _grid_row(name: str, origin: str, grid: Grid) -> list[Any]:
@@ -156,7 +145,7 @@ def _grid_row(name: str, origin: str, grid: Grid) -> list[Any]:
     return [name, origin, len(grid), seeds, *aggregate(grid).values(), superhuman]
 
 
-def improvement_table(comparison: Comparison, suffix: str) -> Table:
+def improvement_table(comparison: Comparison) -> Table:
     """Return the probability that a run of ours beats a run of each other method with per-run scores."""
     known = [(name, OURS, grid) for name, grid in comparison.ours.items()]
     known += [(name, "published", grid) for name, grid in comparison.published.items()]
@@ -167,7 +156,7 @@ def improvement_table(comparison: Comparison, suffix: str) -> Table:
         if other is not grid
     ]
     columns = "method other other_origin games probability_of_improvement:3"
-    return make_table(f"probability_of_improvement{suffix}", columns, rows)
+    return make_table(f"probability_of_improvement{comparison.suffix}", columns, rows)
 
 
 def speed_table(runs: Sequence[Run]) -> Table:

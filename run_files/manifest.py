@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from run_files.tensor_files import sha256_of
 from utils import write_atomically
 
 MANIFEST = "manifest.json"
 # The files of a recorded run, by their names in a manifest.
 TRAINED = ("config.yaml", "run.json", "metrics.jsonl")
 EVALUATED = ("evaluation.csv", "episodes.csv")
+CHUNK = 1 << 20
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -23,6 +24,15 @@ def read_manifest(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def altered(folder: Path, files: Mapping[str, Path]) -> list[str]:

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from run_files.manifest import sha256_of
 from utils import UserError, nearest, write_atomically
-
-CHUNK = 1 << 20
 
 
 def write_tensors(path: Path, content: Any) -> str:
@@ -76,15 +75,6 @@ def reading(path: Path) -> Iterator[None]:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"it asks for {asked[1]}; expected nothing but tensors and plain values"
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason[:200]})") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _to_plain(value: Any, where: str) -> Any:

@@ -218,7 +218,13 @@ def test_recorded_entries_can_be_reported(tmp_path: Path, results: Path) -> None
     record(tmp_path, name)
     shutil.rmtree(tmp_path / "outputs")
     (run,), left_out = find_runs(tmp_path / "outputs", [str(results / "*" / "*" / "seed_*")])
-    assert (run.name, run.game, run.seed, run.scored.mean, left_out) == (name, "Boxing", 0, 80.0, [])
+    assert (run.name, run.game, run.seed, run.scored.mean, left_out) == (
+        "STORM/Boxing/seed_0",
+        "Boxing",
+        0,
+        80.0,
+        [],
+    )
     assert run.history.last_step == 102_000 and len(run.history.returns) == 102
 
 
