@@ -13,6 +13,7 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 import argparse
 import json
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from benchmarking.measurements import (
     product_rate,
 )
 from compute.execution import Execution
+from compute.threads import use_threads
 from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
 from evaluation.episodes import environment_spaces
@@ -272,6 +274,10 @@ def main(arguments: list[str]) -> None:
     if options.repeats < 1 or (options.warm_up or 0) < 0 or (options.steps or 0) < 0:
         raise UserError("--repeats must be at least 1, --warm-up and --steps at least 0")
     config = load_config(options.overrides)
+    for line in use_threads(config, config.JointTrainAgent.BatchSize * config.JointTrainAgent.BatchLength):
+        print(line, file=sys.stderr)
+    options.overrides.append(f"BasicSettings.NumThreads={torch.get_num_threads()}")  # of all that is measured
+    config = apply_overrides(config, options.overrides)
     on_gpu = resolve_device(config.BasicSettings.device).type == "cuda"
     before_capture = config.BasicSettings.GraphWarmUpCalls + 1 if on_gpu else 0
     options.warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up

@@ -6,8 +6,10 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 
 # isort: split
 import logging
+import sys
 
 from compute.memory_limits import memory_errors
+from compute.threads import use_threads
 from evaluation.options import parse_options
 from evaluation.scoring import score
 from evaluation.target import read_target
@@ -20,6 +22,9 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(format="%(message)s")
     options = parse_options(arguments)
     target = read_target(options)
+    windows = target.config.Evaluation.PredictionWindows * target.config.JointTrainAgent.BatchLength
+    for line in use_threads(target.config, windows if options.world_model else target.num_envs):
+        print(line, file=sys.stderr)
     with memory_errors():
         if options.world_model:
             report_world_model(target)

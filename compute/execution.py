@@ -188,8 +188,6 @@ class Execution:
         self.graph_failures: list[str] = []
         if device.type == "cpu":
             keep_freed_memory()
-        if settings.NumThreads:
-            torch.set_num_threads(settings.NumThreads)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # streams and captures belong to the current device
             reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32

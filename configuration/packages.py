@@ -1,10 +1,15 @@
-"""Ends a command in one line where packages are missing: the first import of every command."""
+"""The first import of every command: ends it in one line where packages are missing, and settles waiting."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+# Read when PyTorch is loaded: a thread that waits sleeps. One that spins, as is OpenMP's default, takes a
+# core from the thread that it waits for as soon as anything else runs, and all take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODULES = (  # of requirements.txt
     *("torch", "gymnasium", "ale_py", "numpy", "yaml", "tensorboard", "cv2", "einops", "tqdm", "PIL"),

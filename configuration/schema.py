@@ -66,7 +66,7 @@ class BasicSettings:
     LossScale: float = free(4.0, "initial loss scale in float16, which adapts it", POSITIVE)
     Compile: str = free("auto", "compiled kernels and CUDA graphs; auto: on a GPU", COMPILE)
     GraphWarmUpCalls: int = free(3, "eager calls of a step before it is captured as a CUDA graph", COUNT)
-    NumThreads: int = free(0, "CPU threads of PyTorch; 0 leaves its choice", Range(0, 1_024))
+    NumThreads: int = free(0, "CPU threads of PyTorch; 0: one for small networks, else all", Range(0, 1_024))
     Loggers: list[str] = free(["tensorboard", "jsonl"], "where metrics are logged")
     Restart: bool = free(False, "archive an existing run of this name and start over")
 

@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from compute.execution import Execution
 from compute.memory_limits import check_replay_fits
 from compute.random_streams import RandomStreams, derive_seed
+from compute.threads import use_threads
 from configuration.schema import Config
 from env_wrapper import StepResult, make_environment
 from environments.single import ignored_settings
@@ -85,6 +87,8 @@ class TrainingRun:
         settings, task = config.BasicSettings, config.JointTrainAgent
         self.notes = ignored_settings(settings.env_name, config.Environment)
         device = resolve_device(settings.device)
+        recorded = saved.state.get("threads", 0) if saved is not None else 0
+        self.notes += use_threads(config, task.BatchSize * task.BatchLength, recorded)
         replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
@@ -322,7 +326,7 @@ class TrainingRun:
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the replay rows."""
-        counts = {name: getattr(self, name) for name in COUNTS}
+        counts = {name: getattr(self, name) for name in COUNTS} | {"threads": torch.get_num_threads()}
         return (
             counts | {"elapsed": self.seconds()} | {name: getattr(self, name).state_dict() for name in PARTS}
         )

@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import GIT_STORM, REPOSITORY, SMALL, STEPS, Result, in_folder, metrics, train, weights
 
 import utils
+from compute import threads
 from evaluation.policies import EvaluationPolicy
 from run_files.states import StateStore
 from sub_models.batch import Batch
@@ -304,6 +305,19 @@ def test_harmless_changes_are_applied_and_noted(whole: Path, stopped: Path) -> N
     assert "JointTrainAgent.MaxBadUpdates: 20 → 9" in result.err
     assert "NumEpisodes: 7" in (stopped / "outputs" / "run" / "config.yaml").read_text()
     assert differences(whole, stopped) == []
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    automatic, used = "BasicSettings.NumThreads=0", []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(threads, "SMALL", 1)
+    assert "CPU threads: 2" in interrupted(tmp_path, "run", 3, signal.SIGTERM, automatic).err
+    torch.set_num_threads(1)  # as on another machine
+    at_step(monkeypatch, 5, lambda: used.append(torch.get_num_threads()))
+    assert train(tmp_path, "run", automatic, "JointTrainAgent.SampleMaxSteps=6").code == 0
+    assert used == [2]
+    torch.set_num_threads(before)
 
 
 def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
