@@ -85,11 +85,6 @@ def imagination_video(
     )
 
 
-def mean_squared_errors(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Mean squared pixel error (B, T) in [0, 1]² of (B, T, C, H, W) against uint8 (B, T, H, W, C)."""
-    return (prediction - truth.float().movedim(-1, 2) / PIXEL_MAX).square().mean((2, 3, 4))
-
-
 @torch.no_grad()
 def prior_quality(world_model: WorldModel, batch: Batch, streams: RandomStreams) -> dict[str, float]:
     """How well the prior knows the posterior's next latent, on (B, L) windows.

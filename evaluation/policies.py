@@ -21,10 +21,8 @@ from run_files.weights import checkpoint_files, list_checkpoints, load_into, loa
 from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
 
-STEP = re.compile(r"[0-9]{1,15}")
 WEIGHT_FILE = re.compile(r"(?:world_model|agent)_([0-9]{1,15})\.pth")
 Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
-Weights = dict[str, Tensor]
 
 
 class EvaluationPolicy(Policy):
@@ -74,27 +72,17 @@ class EvaluationPolicy(Policy):
         return evaluation_environment(self.config, self.num_envs, self.seed, quirks)
 
 
-def read_checkpoint(directory: Path, step: int) -> tuple[list[Weights], bool]:
-    """Return the weights of world model and agent by our names, and whether the original STORM wrote them."""
-    both, original = [], False
-    for path in checkpoint_files(directory, step):
+def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:
+    """Return world model and agent of a checkpoint, and whether the original STORM wrote it.
+
+    The original STORM's act without seeing the current frame.
+    """
+    models, original = make_models(config, spaces, execution.device), False
+    for model, path in zip(models, checkpoint_files(directory, step), strict=True):
         weights = load_weights(path)
         if storm_checkpoint.is_original(weights):
-            original = True
-            weights = storm_checkpoint.convert(weights, str(path))
-        both.append(weights)
-    return both, original
-
-
-def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:
-    """Return world model and agent of a checkpoint, ours or the original STORM's.
-
-    And whether they are the original STORM's, which act without seeing the current frame.
-    """
-    weights, original = read_checkpoint(directory, step)
-    models = make_models(config, spaces, execution.device)
-    for model, named, path in zip(models, weights, checkpoint_files(directory, step), strict=True):
-        load_into(model, named, str(path))
+            original, weights = True, storm_checkpoint.convert(weights, str(path))
+        load_into(model, weights, str(path))
     return *models, original
 
 
@@ -104,13 +92,13 @@ def choose_steps(directory: Path, which: str) -> list[int]:
     Raises:
         UserError: none saved, or not that one.
     """
-    if which not in ("all", "last") and not STEP.fullmatch(which):
-        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
     steps = list_checkpoints(directory)
     if which in ("all", "last") and steps:
         return steps if which == "all" else steps[-1:]
-    step = int(which) if STEP.fullmatch(which) else 0
-    checkpoint_files(directory, step)
+    if which not in ("all", "last") and not re.fullmatch("[0-9]{1,15}", which):
+        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
+    step = int(which) if which.isdigit() else 0
+    checkpoint_files(directory, step)  # complains if it is not there
     return [step]
 
 

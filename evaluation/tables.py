@@ -10,37 +10,18 @@ import fcntl
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 from utils import UserError, write_atomically
 
-Key = tuple[Any, ...]
-# Column → field, type. Older tables, and the release's, lack some.
-HOW = {
-    "episodes": ("episodes", int),
-    "seed": ("seed", int),
-    "protocol": ("protocol", str),
-    "greedy": ("greedy", int),
-    "num_envs": ("num_envs", int),
-    "settings": ("settings", str),
-}
-EVALUATION = {
-    "step": ("step", int),
-    "episode_avg_return": ("mean", float),
-    "episode_std_return": ("std", float),
-    "human_normalised_score": ("normalised", float),
-    **HOW,
-}
-EPISODE = {
-    "step": ("step", int),
-    "episode": ("number", int),
-    "return": ("score", float),
-    "length": ("length", int),
-    **HOW,
-}
-NEEDED = ("step", "episode_avg_return", "return")  # the columns without which a table is none
+# Rows that agree in these are of one evaluation. Older tables lack some.
+KEY = ("step", "episodes", "seed", "protocol", "greedy", "num_envs", "settings")
+COLUMNS = ("step", "episode_avg_return", "episode_std_return", "human_normalised_score", *KEY[1:])
+EPISODE_COLUMNS = ("step", "episode", "return", "length", *KEY[1:])
+NEEDED = {"step", "episode_avg_return", "return"}
+Key = tuple[str, ...]
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one checkpoint: its result, and what makes it another one. None: not recorded."""
+    """One evaluation of one checkpoint; its fields are COLUMNS. None or "": not recorded."""
 
     step: int  # environment step of the checkpoint
     mean: float  # mean episode return
@@ -61,15 +42,20 @@ class Evaluation:
     normalised: float | None = None  # human-normalised mean
     episodes: int | None = None  # how many
     seed: int | None = None
-    protocol: str = ""  # fair, release, or "": not recorded
-    greedy: int = 0
+    protocol: str = ""  # fair or release
+    greedy: int | None = None
     num_envs: int | None = None  # parallel environments
     settings: str = ""  # what differs from the run's own, as Key=value, separated by spaces
 
     @property
+    def row(self) -> Row:
+        """The row of the table."""
+        return dict(zip(COLUMNS, map(_text, astuple(self)), strict=True))
+
+    @property
     def key(self) -> Key:
         """What no two evaluations of a table share."""
-        return _key(vars(self))
+        return _key(self.row)
 
     @property
     def how(self) -> str:
@@ -80,9 +66,7 @@ class Evaluation:
         return " and ".join(words)
 
 
-def _key(values: dict[str, Any]) -> Key:
-    fields = ("step", *(field for field, _ in HOW.values()))
-    return tuple(values.get(field, getattr(Evaluation, field, None)) for field in fields)
+KINDS = (int, float, float, float, int, int, str, int, int, str)  # of an Evaluation's fields
 
 
 def episode_table(table: Path) -> Path:
@@ -95,7 +79,11 @@ def read_evaluations(path: Path) -> list[Evaluation]:
 
     Of rows with the same `key` the last counts. Raise UserError if the file is not such a table.
     """
-    rows = (Evaluation(**values) for _, values in _read(path, EVALUATION))
+    with _reading(path):
+        rows = [
+            Evaluation(*(_value(row.get(column), kind) for column, kind in zip(COLUMNS, KINDS, strict=True)))
+            for row in _read(path, COLUMNS)
+        ]
     return sorted({row.key: row for row in rows}.values(), key=lambda row: row.step)
 
 
@@ -105,9 +93,11 @@ def read_episodes(path: Path) -> dict[Key, list[Episode]]:
     Raise UserError if the file is not a table of episodes.
     """
     groups: dict[Key, list[Episode]] = {}
-    for _, values in _read(path, EPISODE):
-        groups.setdefault(_key(values), []).append(Episode(values["score"], values.get("length")))
-    return {(step, count or len(group), *rest): group for (step, count, *rest), group in groups.items()}
+    with _reading(path):
+        for row in _read(path, EPISODE_COLUMNS):
+            episode = Episode(float(row["return"]), _value(row.get("length"), int))
+            groups.setdefault(_key(row), []).append(episode)
+    return {(step, count or str(len(group)), *rest): group for (step, count, *rest), group in groups.items()}
 
 
 def best_rows(rows: Iterable[Evaluation]) -> list[Evaluation]:
@@ -126,61 +116,64 @@ def append(table: Path, evaluation: Evaluation, episodes: Sequence[Episode]) -> 
     Other processes may do the same meanwhile. Raise UserError if a table cannot be read or
     written; it is then as it was.
     """
-    how = vars(evaluation)
-    single = [how | {"number": number, **vars(episode)} for number, episode in enumerate(episodes)]
+    row, single = evaluation.row, []
+    for number, each in enumerate(episodes):
+        values = {"episode": number, "return": each.score, "length": each.length}
+        single.append(row | {name: _text(value) for name, value in values.items()})
     with _locked(table.parent):
-        _rewrite(episode_table(table), EPISODE, single)
-        _rewrite(table, EVALUATION, [how])
+        _rewrite(episode_table(table), EPISODE_COLUMNS, single)
+        _rewrite(table, COLUMNS, [row])
 
 
-def _read(path: Path, columns: dict[str, tuple[str, type]]) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Return every row of a table: as it is written, and the fields that are not empty."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is not a regular file")
-    try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-        missing = {column for column in columns if column in NEEDED} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path}: is not such a table, without a column {', '.join(sorted(missing))}")
-        return [(row, _fields(path, reader.line_num, row, columns)) for row in reader]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error})") from error
-
-
-def _fields(
-    path: Path, line: int, row: dict[str, str], columns: dict[str, tuple[str, type]]
-) -> dict[str, Any]:
-    values = {}
-    for column, (field, kind) in columns.items():
-        text = row.get(column)
-        try:
-            if text or column in NEEDED:
-                values[field] = int(float(text)) if kind is int else kind(text)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path}, line {line}: {column} is {text!r}") from error
-    return values
-
-
-def _rewrite(path: Path, columns: dict[str, tuple[str, type]], new: list[dict[str, Any]]) -> None:
-    """Write a table anew with `new` rows of one key in place of those of that key."""
-    rows = []
-    for row, values in _read(path, columns):
-        if set(row) - set(columns):
-            raise UserError(f"{path}: has columns that are not of such a table; move it away")
-        if _key(values) != _key(new[0]):
-            rows.append((values["step"], [row.get(column, "") for column in columns]))
-    fields = [field for field, _ in columns.values()]
-    rows += [(values["step"], [_text(values.get(field)) for field in fields]) for values in new]
+def _rewrite(path: Path, columns: Sequence[str], new: list[Row]) -> None:
+    """Write a table with `new` rows of one key in place of those that have it."""
+    with _reading(path):
+        rows = _read(path, columns)
+        if rows and set(rows[0]) - set(columns):
+            raise ValueError("it has other columns")
+        kept = [row for row in rows if _key(row) != _key(new[0])]
+        rows = sorted([*kept, *new], key=lambda row: int(float(row["step"])))
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(row for _, row in sorted(rows, key=lambda pair: pair[0]))
+    writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, lambda output: output.write(file.getvalue().encode()))
 
 
-def _text(value: Any) -> str:
+def _read(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a table as they are written, [] if there is no such file."""
+    if not path.exists():
+        return []
+    reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    rows, needed = list(reader), NEEDED.intersection(columns)
+    if not needed.issubset(reader.fieldnames or ()):
+        raise ValueError(f"it lacks a column of {', '.join(sorted(needed))}")
+    for row in rows:
+        for column in needed:
+            float(row[column])
+    return rows
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a table into a UserError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, OverflowError, csv.Error) as error:
+        raise UserError(f"{path}: is not a table that can be read ({error})") from error
+
+
+def _key(row: Row) -> Key:
+    return tuple(row.get(column) or "" for column in KEY)
+
+
+def _value(text: str | None, kind: type) -> int | float | str | None:
+    if not text:
+        return "" if kind is str else None
+    return int(float(text)) if kind is int else kind(text)
+
+
+def _text(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)

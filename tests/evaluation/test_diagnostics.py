@@ -15,7 +15,6 @@ from evaluation.open_loop import (
     MARK_HEIGHT,
     comparison_video,
     imagination_video,
-    mean_squared_errors,
     open_loop,
     prior_quality,
 )
@@ -130,13 +129,6 @@ def test_the_imagination_video_is_that_of_an_open_loop_prediction() -> None:
     frames = open_loop(world_model, batch, CONTEXT, RandomStreams(5, CPU)).prediction
     video = imagination_video(world_model, batch, CONTEXT, RandomStreams(5, CPU))
     assert (video == comparison_video(batch.observation, frames, CONTEXT)).all()
-
-
-def test_errors_are_mean_squares_in_units_of_full_brightness() -> None:
-    truth = torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8)
-    truth[0, 1, :2] = 255
-    prediction = torch.full((1, 2, 3, 4, 4), 0.25)
-    assert mean_squared_errors(truth, prediction).tolist() == [[0.0625, (0.0625 + 0.5625) / 2]]
 
 
 # The prior's quality.

@@ -113,7 +113,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
 import sys, dataclasses
 from evaluation.tables import *
 for seed in range(20):
-    append(Path(sys.argv[1]), Evaluation(int(sys.argv[2]), 1.0, seed=seed), [])
+    append(Path(sys.argv[1]), Evaluation(int(sys.argv[2]), 1.0, seed=seed), [Episode(1.0, 1)])
 """
     table = tmp_path / "run.csv"
     command = [sys.executable, "-c", code, str(table)]
