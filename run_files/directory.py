@@ -15,7 +15,6 @@ import json
 import os
 import re
 import socket
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,6 @@ from utils import UserError, disk_errors, nearest, write_atomically
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
 RESERVED = {EVALUATIONS: "the evaluations", "report": "the report", "sweep": "the logs of sweeps"}
 EPISODES = "_episodes"  # ends the name of the table of episodes
-_LOCK_TAKEN = (errno.EACCES, errno.EAGAIN)
-# Locked files by process (a forked one inherits this table, but not the locks) and path.
-_LOCKED: dict[tuple[int, Path], io.FileIO] = {}
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """What run.json says about a run.
-
-    status: running, stopped or finished. started: ISO 8601, UTC. elapsed_s: seconds of all its
-    processes. spaces: the fields of the environment's Spaces. The rest: as `machine_facts`.
-    """
-
-    status: str
-    started: str
-    finished_step: int
-    sample_max_steps: int
-    elapsed_s: float
-    spaces: dict[str, dict[str, Any]]
-    commit: str | None
-    device: str
-    hardware: str
-    versions: dict[str, str]
 
 
 class RunDirectory:
@@ -79,6 +55,7 @@ class RunDirectory:
         self.evaluations = self.root / "outputs" / EVALUATIONS
         self.table = self.evaluations / f"{name}.csv"
         self.lock_file = self.root / "outputs" / ".locks" / f"{name}.lock"
+        self._lock: io.FileIO | None = None
         self.trained = {part: self.outputs / part for part in TRAINED}
         tables = (self.table, self.evaluations / f"{name}{EPISODES}.csv")
         self.evaluated = dict(zip(EVALUATED, tables, strict=True))
@@ -89,35 +66,32 @@ class RunDirectory:
             return any(each.is_dir() and any(each.iterdir()) for each in (self.outputs, self.tensorboard))
 
     def lock(self) -> None:
-        """Take the run for this process until `unlock` or its end, however it ends.
+        """Take the run for this process, as long as this object and the process live, however it ends.
 
         The operating system holds the lock, so that a dead process has none. Half-written files
         that a killed process left are removed. Raise UserError naming the other process's host
         and pid if it has the run.
         """
-        if self._lock_key() in _LOCKED:
+        if self._lock is not None:
             return
         with disk_errors(self.lock_file):
             self.lock_file.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.lock_file, "a+b", buffering=0)  # noqa: SIM115  (open as long as the lock is held)
         try:
-            self._take(file)
-        except BaseException:
-            file.close()
-            raise
-        _LOCKED[self._lock_key()] = file
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            reason = f"run {self.name} is in use by {_owner(file)}; wait for it or stop it"
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                reason = f"{self.lock_file}: this file system has no locks ({error.strerror}); run elsewhere"
+            raise UserError(reason) from error
+        with disk_errors(self.lock_file):
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        self._lock = file
         for folder in (self.outputs, self.checkpoints, self.state, self.videos):
             for leftover in folder.glob(".*.tmp"):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
-
-    def unlock(self) -> None:
-        """Give the run back; do nothing if this process does not have it."""
-        file = _LOCKED.pop(self._lock_key(), None)
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.truncate(0)
-            file.close()
 
     def archive(self) -> str | None:
         """Rename the run and its evaluations to <name>.archived-<k>; the new name, None if there is no run.
@@ -139,34 +113,21 @@ class RunDirectory:
         """Write the resolved configuration to config.yaml."""
         write_atomically(self.config_file, config_to_yaml(config))
 
-    def write_status(self, status: RunStatus) -> None:
-        """Write run.json; of a run that is not running, enter what training wrote in the manifest."""
-        write_atomically(self.status_file, json.dumps(asdict(status), indent=1))
-        if status.status != "running":
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Write run.json; of a run that is not running, enter what training wrote in the manifest.
+
+        Args:
+            status: `status`, one of running, stopped and finished; `started`, ISO 8601, UTC;
+                `finished_step`, `sample_max_steps`; `elapsed_s`, seconds of all its processes;
+                `spaces`, the fields of the environment's Spaces; and those of `machine_facts`.
+        """
+        write_atomically(self.status_file, json.dumps(status, indent=1))
+        if status["status"] != "running":
             enter(self.outputs, self.trained)
 
     def read_status(self) -> dict[str, Any]:
         """Return what run.json says; {} if it is missing or not readable."""
         return read_status(self.status_file)
-
-    def _lock_key(self) -> tuple[int, Path]:
-        return os.getpid(), self.lock_file.resolve()
-
-    def _take(self, file: io.FileIO) -> None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _LOCK_TAKEN:
-                raise UserError(
-                    f"run {self.name} is in use by {_owner(file)}; wait for it or stop it"
-                ) from error
-            raise UserError(
-                f"cannot lock {self.lock_file}: {error.strerror}; "
-                f"this file system has no locks, so run from a folder on another one"
-            ) from error
-        with disk_errors(self.lock_file):
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
 
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths of all that the run wrote, the folder with the states last."""

@@ -38,10 +38,8 @@ class Record:
         return self._of_episode("_episode_steps")
 
     def _of_episode(self, ending: str) -> float | None:
-        found = (
-            self.values[tag] for tag in self.values if tag.startswith("sample/") and tag.endswith(ending)
-        )
-        return next(found, None)
+        tags = (tag for tag in self.values if tag.startswith("sample/") and tag.endswith(ending))
+        return self.values.get(next(tags, ""))
 
 
 def read_metrics(path: Path) -> Iterator[Record]:
@@ -71,10 +69,8 @@ def _parse(line: bytes) -> Record | None:
         step = content.pop("step")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    is_good = type(step) is int and all(
-        isinstance(each, (int, float, type(None))) for each in content.values()
-    )
-    return Record(step, content) if is_good else None
+    are_numbers = all(isinstance(value, (int, float, type(None))) for value in content.values())
+    return Record(step, content) if type(step) is int and are_numbers else None
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,9 @@ def joined_facts(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 def moves(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a line if the last process of a run had other hardware, Python or packages; else none."""
     before = _flat(earlier)
-    changes = [
-        f"{name} was {before[name]}, is {value}"
-        for name, value in _flat(now).items()
-        if before.get(name, value) != value
-    ]
-    if not changes:
-        return []
-    return [f"the run was moved ({'; '.join(changes)}): from here on its numbers may differ in the last bits"]
+    known = [(name, before[name], value) for name, value in _flat(now).items() if name in before]
+    changes = "; ".join(f"{name} was {old}, is {new}" for name, old, new in known if old != new)
+    return [f"the run was moved ({changes}): from here on it may differ in the last bits"] if changes else []
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from configuration.loading import config_to_yaml, differences, load_saved_config
 from configuration.schema import Config, schema
-from run_files.directory import RunDirectory, RunStatus
+from run_files.directory import RunDirectory
 from run_files.states import SavedState, StateStore
 from run_files.weights import list_checkpoints
 from training.run import TrainingRun
@@ -54,14 +52,6 @@ def find_state(
     return None, []
 
 
-def note_finished(directory: RunDirectory, step: int) -> None:
-    """Say in run.json that a run is finished which died between its last state and that."""
-    status = directory.read_status()
-    if status.get("status") != "finished":
-        with contextlib.suppress(TypeError):  # a damaged run.json stays as it is
-            directory.write_status(RunStatus(**status | {"status": "finished", "finished_step": step}))
-
-
 def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     """Start a run, or continue the one in `directory`; None if that one is finished.
 
@@ -71,7 +61,9 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
-        note_finished(directory, saved.step)
+        status = directory.read_status()
+        if status.get("status") != "finished":  # it died between its last state and saying so
+            directory.write_status(status | {"status": "finished", "finished_step": saved.step})
         return None
     run = TrainingRun(config, directory, store, saved)
     run.notes = [*notes, *run.notes]

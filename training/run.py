@@ -27,7 +27,7 @@ from evaluation.episodes import Stopped, evaluate, evaluation_environment, summa
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
-from run_files.directory import RunDirectory, RunStatus
+from run_files.directory import RunDirectory
 from run_files.loggers import RunLogger
 from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
@@ -309,15 +309,15 @@ class TrainingRun:
     def write_status(self, status: str) -> None:
         """Write run.json."""
         self.directory.write_status(
-            RunStatus(
-                status=status,
-                started=self.started,
-                finished_step=self.step,
-                sample_max_steps=self.config.JointTrainAgent.SampleMaxSteps,
-                elapsed_s=round(self.seconds(), 1),
-                spaces=asdict(self.environment.spaces),
+            {
+                "status": status,
+                "started": self.started,
+                "finished_step": self.step,
+                "sample_max_steps": self.config.JointTrainAgent.SampleMaxSteps,
+                "elapsed_s": round(self.seconds(), 1),
+                "spaces": asdict(self.environment.spaces),
                 **self._facts,
-            )
+            }
         )
 
     def seconds_since_save(self) -> float:

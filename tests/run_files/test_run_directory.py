@@ -21,7 +21,7 @@ import torch
 from configuration.loading import config_to_yaml, load_saved_config
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.directory import RunDirectory, RunStatus, find_run, read_spaces
+from run_files.directory import RunDirectory, find_run, read_spaces
 from run_files.loggers import RunLogger
 from run_files.provenance import joined_facts, machine_facts, moves
 from utils import UserError
@@ -32,14 +32,16 @@ HOLD_LOCK = """
 import sys, time
 from pathlib import Path
 from run_files.directory import RunDirectory
-RunDirectory("Boxing", Path(sys.argv[1])).lock()
+directory = RunDirectory("Boxing", Path(sys.argv[1]))
+directory.lock()
 print("locked", flush=True)
 time.sleep(60)
 """
 
 
 def hold_lock(root: Path, ready: Any, name: str = "Boxing") -> None:
-    RunDirectory(name, root).lock()
+    directory = RunDirectory(name, root)
+    directory.lock()
     ready.set()
     time.sleep(60)
 
@@ -99,29 +101,14 @@ class TestLock:
             first.wait()
         directory.lock()
         assert json.loads(directory.lock_file.read_text())["pid"] == os.getpid()
-        directory.unlock()
-
-    def test_unlocked_run_can_be_taken(self, tmp_path: Path) -> None:
-        directory = RunDirectory("Boxing", tmp_path)
-        directory.lock()
-        directory.lock()  # it has it already
-        directory.unlock()
-        directory.unlock()
-        ready = fork.Event()
-        process = fork.Process(target=hold_lock, args=(tmp_path, ready), daemon=True)
-        process.start()
-        assert ready.wait(30)
-        with pytest.raises(UserError, match=f"process {process.pid} on host"):
-            directory.lock()
-        process.kill()
-        process.join()
 
     def test_a_child_process_does_not_keep_it(self, tmp_path: Path) -> None:
         """The worker of a killed process may live on for a moment; the lock must not."""
         ready, children = fork.Event(), fork.Value("i", 0)
 
         def lock_and_fork() -> None:
-            RunDirectory("Boxing", tmp_path).lock()
+            directory = RunDirectory("Boxing", tmp_path)
+            directory.lock()
             child = os.fork()
             if child:
                 children.value = child
@@ -173,7 +160,6 @@ class TestLock:
         (directory.checkpoints / "agent_5.pth").touch()
         directory.lock()
         assert [entry.name for entry in directory.checkpoints.iterdir()] == ["agent_5.pth"]
-        directory.unlock()
 
 
 class TestFiles:
@@ -191,9 +177,9 @@ class TestFiles:
         spaces = Spaces(ObservationSpec("image", (64, 64, 3)), ActionSpec("discrete", 18))
         facts = machine_facts(torch.device("cpu"))
         started = "2025-01-01T00:00:00+00:00"
-        directory.write_status(RunStatus("running", started, 5, 100, 1.5, asdict(spaces), **facts))
+        directory.write_status({"status": "running", "started": started, "spaces": asdict(spaces)} | facts)
         read = directory.read_status()
-        assert (read["status"], read["finished_step"], read["sample_max_steps"]) == ("running", 5, 100)
+        assert (read["status"], read["started"]) == ("running", started)
         assert read["device"] == "cpu" and read["hardware"]
         assert torch.__version__.startswith(read["versions"]["torch"])
         assert read_spaces(directory.status_file) == spaces
@@ -209,7 +195,6 @@ class TestFiles:
         assert not directory.exists()
         directory.save_config(Config())
         assert directory.exists()
-        directory.unlock()
 
     def test_archive(self, tmp_path: Path) -> None:
         directory = RunDirectory("pong", tmp_path)
@@ -245,7 +230,6 @@ class TestFiles:
         process.start()
         process.join(20)
         assert process.exitcode == 1 and not ready.is_set()  # the lock was held all the time
-        directory.unlock()
 
 
 def test_facts_of_several_processes_stand_side_by_side() -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -332,9 +333,9 @@ def test_a_run_that_was_moved_says_so_and_keeps_both(whole: Path, stopped: Path)
     status = stopped / "outputs" / "run" / "run.json"
     status.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "2.5.0"', status.read_text()))
     result = train(stopped, "run")
-    assert result.code == 0 and f"torch was 2.5.0, is {torch.__version__}" in result.err
+    assert result.code == 0 and f"torch was 2.5.0, is {version('torch')}" in result.err
     versions = json.loads(status.read_text())["versions"]
-    assert versions["torch"] == f"2.5.0 + {torch.__version__}"
+    assert versions["torch"] == f"2.5.0 + {version('torch')}"
     assert differences(whole, stopped) == []
     assert "was moved" not in train(stopped, "run", "JointTrainAgent.SampleMaxSteps=125").err
 
