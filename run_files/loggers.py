@@ -195,6 +195,7 @@ class Service(Logger):
 
     def __init__(self, module: str, directory: RunDirectory, config: Config, first_step: int) -> None:
         self._name, self._id = module, uuid.uuid4().hex
+        self._folder = directory.outputs
         self._settings = {"project": PROJECT, "name": directory.name, "config": dataclasses.asdict(config)}
         self._settings["resume"] = "allow" if first_step else "never"
         try:
@@ -204,9 +205,11 @@ class Service(Logger):
 
     @functools.cached_property
     def _run(self) -> Any:
-        with_id = {"id": self._id} if self._name == "wandb" else {}  # a name is enough for Trackio
+        if self._name == "wandb":  # to Trackio a name is enough
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._settings |= {"id": self._id, "dir": str(self._folder)}
         try:
-            return self._module.init(**self._settings, **with_id)
+            return self._module.init(**self._settings)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"BasicSettings.Loggers={self._name}: no run can be started: {reason}") from error

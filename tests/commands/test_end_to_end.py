@@ -453,6 +453,18 @@ def test_an_agent_is_loaded_in_three_lines(runs: Path) -> None:
             policy.act(wrong)
 
 
+def test_what_an_agent_sees_and_does_is_saved_with_its_run(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_environment(config: object) -> None:
+        raise AssertionError("the run says it")
+
+    monkeypatch.setattr("evaluation.policies.environment_spaces", no_environment)
+    with in_folder(runs):
+        spaces = load_policy("storm", device="cpu").world_model.spaces
+    assert (spaces.observation.shape, spaces.action.size) == ((16, 16, 3), 14)
+
+
 def test_an_agent_is_loaded_from_any_folder(runs: Path, tmp_path: Path) -> None:
     run = runs / "outputs" / "storm"
     files = [run / "ckpt" / name for name in ("agent_50.pth", "world_model_100.pth")]
