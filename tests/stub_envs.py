@@ -117,6 +117,46 @@ class Hooks(Stub):
         self.generator.bit_generator.state = json.loads(state["random"])
 
 
+class Steady(Stub):
+    """Pays 2, 0 and -3 in turn whatever is done, with four lives of three steps each."""
+
+    def __init__(self, pay: float = 2.0) -> None:
+        super().__init__(lives=4)
+        self.pay = pay
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Go on."""
+        observation, _, *rest = super().step(action)
+        return observation, (self.pay, 0.0, -3.0)[self.steps % 3], *rest
+
+
+class Stumbling(Steady):
+    """Fails on some of the steps that are taken in this process, two of them in a row."""
+
+    taken = 0
+    FAILS = (5, 6, 10, 15)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Go on, or fail."""
+        Stumbling.taken += 1
+        if Stumbling.taken in self.FAILS:
+            raise RuntimeError("the stub stumbles")
+        return super().step(action)
+
+
+class Slow(Steady):
+    """Takes its time for one step of the first episode."""
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Go on, late."""
+        if self.seed < FRESH_SEED and self.steps == TROUBLE_AT:
+            time.sleep(0.6)
+        return super().step(action)
+
+
+gymnasium.register("StubSteady-v0", entry_point=Steady)
+gymnasium.register("StubStumbling-v0", entry_point=Stumbling)
+gymnasium.register("StubSlow-v0", entry_point=Slow)
 TROUBLES = ("dies", "exits", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
 for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
     _id = f"Stub{_trouble.title().replace(' ', '')}-v0"

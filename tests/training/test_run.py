@@ -1,0 +1,72 @@
+"""Seeds, videos and faults of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import stub_envs
+import torch
+from key_effects import BASE, ENV, running, watch
+from tqdm import tqdm
+
+from configuration.loading import apply_overrides
+from configuration.schema import Config
+from evaluation.episodes import evaluation_environment
+from run_files.directory import RunDirectory
+from train import train
+from training.resume import open_run
+from training.run import TrainingRun
+
+Start = Callable[..., TrainingRun]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts a run and trains it to its end."""
+    monkeypatch.chdir(tmp_path)
+    runs = []
+
+    def start(*overrides: str) -> TrainingRun:
+        stub_envs.Stumbling.taken = 0
+        runs.append(open_run(apply_overrides(Config(), [*BASE, *overrides]), RunDirectory("run")))
+        train(runs[-1], SimpleNamespace(signal=None), tqdm(disable=True))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
+
+
+def test_evaluations_are_seeded_apart_from_training_and_from_each_other(tmp_path: Path) -> None:
+    config = apply_overrides(Config(), [*BASE, "Evaluation.NumEnvs=2", "Evaluation.NumEpisodes=2"])
+    seen = running(config, tmp_path)
+    scored = evaluation_environment(config, 2, config.BasicSettings.Seed)
+    seeds = [*seen["evaluation seeds"], *seen["seeds"], *scored.seeds]
+    scored.close()
+    assert len(seeds) == 2 * 2 + 1 + 2 == len(set(seeds))
+
+
+def test_the_video_of_each_checkpoint_shows_other_windows(trained: Start) -> None:
+    run, shown = trained(), []
+    watch(run.logger, "video", lambda _, step, tag, frames, *more: shown.append(frames))
+    for nominal in (40, 60, 40):
+        run.save_checkpoint(nominal)
+    assert np.array_equal(shown[0], shown[2]) and not np.array_equal(shown[0], shown[1])
+
+
+def test_faults_are_in_a_row_only_without_a_step_between(tmp_path: Path) -> None:
+    seen = running(apply_overrides(Config(), [*BASE, ENV("Stumbling"), "Environment.MaxFaults=3"]), tmp_path)
+    assert seen["outcome"] == (32, True) and seen["faults"] == (4, 4)
+
+
+def test_a_step_that_failed_is_neither_stored_nor_remembered(trained: Start) -> None:
+    run = trained(ENV("Stumbling"), "JointTrainAgent.SampleMaxSteps=13", "JointTrainAgent.BufferWarmUp=8")
+    assert run.faults == 4 and run.step == len(run.replay) == 13
+    context = run.policy.state_dict()
+    stored = run.replay.export_rows(run.replay.count - context["actions"].shape[1], run.replay.count)
+    for name, remembered in (("observation", context["context"]), ("action", context["actions"])):
+        assert torch.equal(remembered[0], torch.from_numpy(stored[name][:, 0])), name
