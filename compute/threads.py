@@ -24,7 +24,7 @@ def use_threads(config: Config, images: int, recorded: int = 0) -> list[str]:
         A line about the choice; none where there was none: the number is given or recorded, there is one
         core, or a GPU, beside which the CPU has little to do.
     """
-    given = config.BasicSettings.NumThreads or recorded
+    given = config.BasicSettings.NumThreads or max(recorded, 0)
     if given:
         torch.set_num_threads(given)
     if given or torch.get_num_threads() == 1 or resolve_device(config.BasicSettings.device).type != "cpu":

@@ -41,7 +41,7 @@ from utils import UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
 # Saved with a state: these as they are, and
-COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started", "evaluation_due")
+COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started", "evaluation_due", "threads")
 PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
@@ -87,8 +87,9 @@ class TrainingRun:
         settings, task = config.BasicSettings, config.JointTrainAgent
         self.notes = ignored_settings(settings.env_name, config.Environment)
         device = resolve_device(settings.device)
-        recorded = saved.state.get("threads", 0) if saved is not None else 0
-        self.notes += use_threads(config, task.BatchSize * task.BatchLength, recorded)
+        self.threads = 0
+        if saved is None:
+            self.use_threads()
         replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
@@ -326,7 +327,7 @@ class TrainingRun:
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the replay rows."""
-        counts = {name: getattr(self, name) for name in COUNTS} | {"threads": torch.get_num_threads()}
+        counts = {name: getattr(self, name) for name in COUNTS}
         return (
             counts | {"elapsed": self.seconds()} | {name: getattr(self, name).state_dict() for name in PARTS}
         )
@@ -351,8 +352,15 @@ class TrainingRun:
             if type(value) is not type(getattr(self, name)):
                 raise TypeError(f"{name} is {type(value).__name__}")
             setattr(self, name, value)
+        self.use_threads()
         for name in PARTS:
             self.notes += getattr(self, name).load_state_dict(state[name]) or []
+
+    def use_threads(self) -> None:
+        """Compute with the number of CPU threads that the config gives, or that the run had before."""
+        task = self.config.JointTrainAgent
+        self.notes += use_threads(self.config, task.BatchSize * task.BatchLength, self.threads)
+        self.threads = torch.get_num_threads()
 
     def close(self) -> None:
         """End the environment's processes and the logs."""
