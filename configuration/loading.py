@@ -126,7 +126,7 @@ def _read_layers(path: Path) -> list[dict[str, Any]]:
         base = tree.pop(BASE_KEY, None)
         layers.insert(0, _typed_tree(tree, str(path)))
         if str(layers[0].get(NAME)).endswith("-experiment"):  # the releases' files name a kind of run so
-            left_out = layers[0].pop(NAME)
+            left_out, layers[0][NAME] = layers[0][NAME], None
             logger.warning("warning: %s: %s=%s names no single run, and is left out", path, NAME, left_out)
         if base is None:
             return layers

@@ -22,7 +22,7 @@ from configuration.checks import check_run_name
 from configuration.loading import config_to_yaml
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.manifest import EVALUATED, TRAINED, enter
+from run_files.manifest import EVALUATED, TRAINED, enter, read_manifest, strike
 from utils import UserError, disk_errors, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
@@ -94,7 +94,7 @@ class RunDirectory:
                     leftover.unlink()
 
     def archive(self) -> str | None:
-        """Rename the run and its evaluations to <name>.archived-<k>; the new name, None if there is no run.
+        """Rename the run and its evaluations; return the new name <name>.archived-<k>, None without a run.
 
         Call it with the lock held. Raise UserError if a folder cannot be renamed.
         """
@@ -114,16 +114,21 @@ class RunDirectory:
         write_atomically(self.config_file, config_to_yaml(config))
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Write run.json; of a run that is not running, enter what training wrote in the manifest.
+        """Write run.json; what training wrote is in the manifest unless the run is running.
 
         Args:
             status: `status`, one of running, stopped and finished; `started`, ISO 8601, UTC;
                 `finished_step`, `sample_max_steps`; `elapsed_s`, seconds of all its processes;
                 `spaces`, the fields of the environment's Spaces; and those of `machine_facts`.
         """
+        strike(self.outputs, TRAINED)
         write_atomically(self.status_file, json.dumps(status, indent=1))
         if status["status"] != "running":
             enter(self.outputs, self.trained)
+
+    def is_closed(self) -> bool:
+        """Return whether training has said how it ended, up to its last word."""
+        return self.status_file.name in read_manifest(self.outputs)
 
     def read_status(self) -> dict[str, Any]:
         """Return what run.json says; {} if it is missing or not readable."""

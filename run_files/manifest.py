@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from utils import write_atomically
@@ -45,6 +45,14 @@ def enter(folder: Path, files: Mapping[str, Path]) -> None:
     """Enter files in the manifest of `folder`, those that are there."""
     new = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
     write_atomically(folder / MANIFEST, json.dumps(read_manifest(folder) | new, indent=1))
+
+
+def strike(folder: Path, names: Collection[str]) -> None:
+    """Take files out of the manifest of `folder`."""
+    known = read_manifest(folder)
+    if set(known) & set(names):
+        left = {name: known[name] for name in known if name not in names}
+        write_atomically(folder / MANIFEST, json.dumps(left, indent=1))
 
 
 @contextlib.contextmanager

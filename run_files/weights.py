@@ -43,7 +43,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a module; all of them, or none.
 
-    Raises UserError naming `source`, the key, what was expected and what was found, if names,
+    Raise UserError naming `source`, the key, what was expected and what was found, if names,
     shapes or dtypes differ from the module's or a value is not finite.
     """
     own = {_plain_name(name): tensor for name, tensor in module.state_dict().items()}
@@ -64,7 +64,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
 
 def list_checkpoints(directory: Path) -> list[int]:
-    """Steps, ascending, of which both a world model and an agent are saved in `directory`."""
+    """Return the steps, ascending, of which both a world model and an agent are saved in `directory`."""
     if not directory.is_dir():
         return []
     matches = (_CHECKPOINT.fullmatch(entry.name) for entry in directory.iterdir())
@@ -73,7 +73,7 @@ def list_checkpoints(directory: Path) -> list[int]:
 
 
 def checkpoint_files(directory: Path, step: int) -> tuple[Path, Path]:
-    """World-model and agent file of a step; UserError naming the nearest step if it is not saved."""
+    """Return world-model and agent file of a step; raise UserError naming the nearest if it is not saved."""
     steps = list_checkpoints(directory)
     if step in steps:
         return directory / f"world_model_{step}.pth", directory / f"agent_{step}.pth"

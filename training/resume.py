@@ -14,11 +14,10 @@ OTHER_WAYS = "choose another BasicSettings.n, or BasicSettings.Restart=True to a
 
 
 def check_resumable(config: Config, directory: RunDirectory) -> list[str]:
-    """Compare the config with the saved one; lines on what changed harmlessly.
+    """Compare the config with the saved one; return lines on what changed harmlessly.
 
-    Raises:
-        UserError: settings that change the model or the data differ, each named; or the saved
-            config is not readable.
+    Raise UserError if settings that change the model or the data differ, each named, or if the
+    saved config is not readable.
     """
     try:
         changed = differences(load_saved_config(directory.config_file), config)
@@ -36,10 +35,9 @@ def check_resumable(config: Config, directory: RunDirectory) -> list[str]:
 def find_state(
     config: Config, directory: RunDirectory, store: StateStore
 ) -> tuple[SavedState | None, list[str]]:
-    """The state to continue from, None to start a run; with lines for the user.
+    """Return the state to continue from, None to start a run, and lines for the user.
 
-    Raises:
-        UserError: there is a run that cannot be continued with this config.
+    Raise UserError if there is a run that cannot be continued with this config.
     """
     if config.BasicSettings.Restart:
         return None, []
@@ -53,7 +51,7 @@ def find_state(
 
 
 def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
-    """Start a run, or continue the one in `directory`; None if that one is finished.
+    """Start a run, or continue the one in `directory`; return None if that one is finished.
 
     The directory must be locked. A new run saves its first state at once, so that there is one
     whenever the process ends. Lines for the user are in its `notes`.
@@ -61,9 +59,9 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
-        status = directory.read_status()
-        if status.get("status") != "finished":  # it died between its last state and saying so
-            directory.write_status(status | {"status": "finished", "finished_step": saved.step})
+        if not directory.is_closed():  # it died between its last state and saying so
+            finished = {"status": "finished", "finished_step": saved.step}
+            directory.write_status(directory.read_status() | finished)
         return None
     run = TrainingRun(config, directory, store, saved)
     run.notes = [*notes, *run.notes]

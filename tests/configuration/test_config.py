@@ -239,11 +239,14 @@ def test_unset_run_names(environment: str, name: str) -> None:
     assert load_config([f"BasicSettings.env_name={environment}"]).BasicSettings.n == name
 
 
-def test_a_name_is_taken_literally_unless_a_file_names_a_kind_of_run(tmp_path: Path) -> None:
+def test_a_name_is_taken_literally_unless_a_file_names_a_kind_of_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     given = "BasicSettings.n=first-experiment"
     text = "BasicSettings: {n: STORM-experiment}"
     assert load_text(tmp_path, text, given).BasicSettings.n == "first-experiment"
     assert load_text(tmp_path, text).BasicSettings.n == "Boxing-custom-seed_0"
+    assert "custom.yaml: BasicSettings.n=STORM-experiment names no single run" in caplog.text
     saved = tmp_path / "saved.yaml"
     saved.write_text(config_to_yaml(load_config([given])))
     assert load_saved_config(saved).BasicSettings.n == "first-experiment"

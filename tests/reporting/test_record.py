@@ -19,7 +19,7 @@ from reporting.published import load_published
 from reporting.record import record_run
 from reporting.runs import RunFiles, find_runs, load_run
 from run_files.directory import RunDirectory
-from run_files.manifest import altered, enter
+from run_files.manifest import TRAINED, altered, enter, strike
 from training.run import TrainingRun
 from utils import UserError
 
@@ -156,21 +156,29 @@ def test_real_runs_can_be_recorded_once_they_end_or_stop(
         original(run, result)
         if run.step == 60:
             os.kill(os.getpid(), signal.SIGTERM)
+        if run.step == 70:
+            raise KeyboardInterrupt  # as if it was killed
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "record", stop)
         assert train(tmp_path, "run").code == 75
-    assert "is partial" in record(tmp_path, "--partial", "run")
+        assert "is partial" in record(tmp_path, "--partial", "run")
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "run")
+    with pytest.raises(UserError, match="type its command again"):
+        record(tmp_path, "--partial", "run")
     assert train(tmp_path, "run").code == 0
     with pytest.raises(UserError, match="does not cover the checkpoint of step 120"):
         record(tmp_path, "run")
     assert evaluate(tmp_path, "-run_name=outputs/run/", "-checkpoints=last").code == 0
     record(tmp_path, "run")
 
-    edit(folder / "run.json", '"finished"', '"running"')  # as if it had died at its very end
-    assert train(tmp_path, "run").code == 0
     directory = RunDirectory("run", tmp_path)
-    assert altered(folder, directory.trained | directory.evaluated) == []
+    for words in ('"finished"', '"running"'), ('"finished"', '"finished"'):
+        edit(folder / "run.json", *words)  # as if it had died at its very end, before or after saying so
+        strike(folder, TRAINED)
+        assert train(tmp_path, "run").code == 0
+        assert altered(folder, directory.trained | directory.evaluated) == []
 
     assert train(tmp_path, "run", "JointTrainAgent.SampleMaxSteps=130").code == 0  # extended
     with pytest.raises(UserError, match="does not cover the checkpoint of step 130"):
