@@ -1,9 +1,4 @@
-"""Trains and evaluates a grid of runs, on this machine or a Ray cluster.
-
-python sweep.py games=… seeds=… configs=… [Section.Key=value ...]    train, then evaluate
-python sweep.py evaluate games=… seeds=… configs=… [eval.py options]    evaluate only
-python sweep.py --help                                                  all options
-"""
+"""Trains and evaluates a grid of runs: python sweep.py games=Boxing,Pong seeds=0,1; --help lists options."""
 
 from __future__ import annotations
 
@@ -32,7 +27,7 @@ NEEDED = "address= needs Ray: pip install -r requirements-sweep.txt"
 
 def train_here(run: SweepRun, options: Options) -> int:
     """Train a run of the grid in this process; the exit code of train.py."""
-    print(f"{run.name}, one of {len(options.grid())} runs", file=sys.stderr)
+    print(f"{run.name} of a grid of {len(options.grid())}", file=sys.stderr)
     os.chdir(options.storage)
     return train.main(list(run.settings))
 

@@ -33,8 +33,8 @@ class RayEngine:
         self.places = sum(int(min(node.get(kind, 0) / wanted[kind] for kind in wanted)) for node in nodes)
         if self.places == 0:
             raise UserError(f"no node of the cluster has what a run asks for, which is {wanted}")
-        share = ray.remote(num_cpus=options.cpus_per_run, num_gpus=gpus, max_retries=0)
-        self._task = share(run_until_interrupted)
+        remote = ray.remote(num_cpus=options.cpus_per_run, num_gpus=gpus, max_retries=0)
+        self._task = remote(run_until_interrupted)
         self._variables = {"OMP_NUM_THREADS": str(max(1, int(options.cpus_per_run)))}
         self._variables |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
         self._running: set[Any] = set()

@@ -29,32 +29,22 @@ continued, so the same command may be repeated. Ctrl-C stops; what runs is saved
 
 
 @dataclass
-class Typed:
-    """The options of a sweep as they are typed."""
+class Options:
+    """A sweep; all but the last two are options of its command line."""
 
     games: list[str] = fixed([], f"games or Gymnasium ids; {ATARI_100K} is the benchmark's 26")
     seeds: list[str] = fixed(["0"], "whole numbers")
     configs: list[str] = fixed(["STORM"], "names in config_files/, or paths of YAML files")
-    cpus_per_run: float = fixed(
-        1.0, "CPU cores of a run; as many run at once as fit the machine", Range(0, ends="()")
-    )
+    cpus_per_run: float = fixed(1.0, "CPU cores of a run; as many run at once as fit", Range(0, ends="()"))
     gpus_per_run: float | None = fixed(
-        None, "share of a card, as 0.5; null: a whole one if there is any", Range(0, 1)
+        None, "share of a card, as 0.5; null: a whole one, if any", Range(0, 1)
     )
     retries: int = fixed(3, "restarts in a row of a run that dies without coming further", Range(0))
     evaluate: bool = fixed(True, "evaluate each run when it is trained")
     report: bool = fixed(True, "write outputs/report/ at the end")
     storage: str = fixed(".", "folder of outputs/ and runs/; on a cluster, one that nodes share")
     address: str = fixed(LOCAL, f"{LOCAL} (this machine), or a Ray cluster: auto or host:port")
-    task: str | None = fixed(
-        None, f"number of the run to train, in this process: for a job array; {ONLY}: of a grid of one"
-    )
-
-
-@dataclass
-class Options(Typed):
-    """A sweep, its storage an absolute path."""
-
+    task: str | None = fixed(None, f"train this run of the grid, in this process: a number, or {ONLY}")
     evaluate_only: bool = False
     others: list[str] = field(default_factory=list)  # Section.Key=value, or options of eval.py
 
@@ -70,7 +60,7 @@ class Options(Typed):
         return list(dict.fromkeys(cells))
 
 
-OPTIONS = dict(keys_of(Typed()))
+OPTIONS = dict(list(keys_of(Options()))[:-2])
 
 
 def names(words: Sequence[str]) -> Iterator[str]:
@@ -97,9 +87,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     options = Options(**values, evaluate_only=evaluate_only)
     options.others = others if evaluate_only else [_checked(word) for word in others]
     options.storage = str(Path(options.storage).expanduser().absolute())
-    if not Path(options.storage).is_dir():
-        raise UserError(f"storage={options.storage}: no such folder")
-    return options
+    if Path(options.storage).is_dir():
+        return options
+    raise UserError(f"storage={options.storage}: no such folder")
 
 
 def _read(name: str, text: str) -> Any:

@@ -89,7 +89,7 @@ class SweepRun:
         default = "release" if self.config.BasicSettings.ReleaseQuirks else "fair"
         return (
             row.protocol in ((options.protocol,) if options.protocol else (default, ""))
-            and row.greedy == (options.greedy or self.config.Evaluation.Greedy)
+            and (row.greedy or 0) == (options.greedy or self.config.Evaluation.Greedy)
             and row.settings == ""
             and options.seed in (None, row.seed)
             and (row.episodes or 1) >= (options.num_episodes or 1)
@@ -133,24 +133,22 @@ def plan_runs(options: Options) -> list[SweepRun]:
 
     Raise UserError for an unknown game, config or setting, and where two runs would be one.
     """
-    overrides = () if options.evaluate_only else tuple(options.others)
-    eval_options = tuple(options.others) if options.evaluate_only else ()
+    others = tuple(options.others)
+    overrides, eval_options = ((), others) if options.evaluate_only else (others, ())
     parse_eval_options(eval_options)
-    wanted = {TRAIN: not options.evaluate_only, EVALUATE: options.evaluate or options.evaluate_only}
-    stages = tuple(stage for stage, is_wanted in wanted.items() if is_wanted)
+    stages = (EVALUATE,) if options.evaluate_only else (TRAIN, EVALUATE)[: 1 + options.evaluate]
     bases: dict[str, Config] = {}
     runs: dict[str, SweepRun] = {}
     for game, seed, config in cells(options):
         find_spec(environment_id(game))
         own = (f"BasicSettings.env_name={environment_id(game)}", f"BasicSettings.Seed={seed}")
         if config not in bases:
-            chosen = (f"BasicSettings.config_path={config}", "BasicSettings.n=null")
-            bases[config] = load_config([*chosen, *overrides])
+            bases[config] = load_config([f"BasicSettings.config_path={config}", *overrides])
         path = bases[config].BasicSettings.config_path
-        base = (f"BasicSettings.config_path={path}", "BasicSettings.n=null")
-        resolved = apply_overrides(bases[config], ["BasicSettings.n=null", *own, *overrides])
+        settings = (*own, f"BasicSettings.config_path={path}", "BasicSettings.n=null", *overrides)
+        resolved = apply_overrides(bases[config], list(settings))
         directory = RunDirectory(resolved.BasicSettings.n, Path(options.storage))
-        run = SweepRun(resolved, (*own, *base, *overrides), directory, stages, eval_options)
+        run = SweepRun(resolved, settings, directory, stages, eval_options)
         if run.name in runs:
             raise UserError(f"two runs of the grid would be named {run.name}")
         if resolved.BasicSettings.Restart and options.task is None:
