@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     def option(name: str, meaning: str, **settings: object) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
 
-    option("run_name", "name of the run, or its folder outputs/NAME", required=True)
+    option("run_name", "name of the run, or its folder outputs/NAME")
     option("config_path", "YAML file, for checkpoints without a saved run")
     option("env_name", "game or Gymnasium id, for checkpoints without a saved run", type=environment_id)
     option("ckpt_dir", "folder of checkpoints (default: those of the run)", type=Path)
@@ -36,16 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     option("num_threads", "CPU threads (default: the run's BasicSettings.NumThreads)", type=int)
     option("seed", "seed of the evaluation (default: the run's)", type=int)
     option("greedy", "take the most likely action", action="store_true")
-    option("protocol", "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)")
+    protocols = "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)"
+    option("protocol", protocols, choices=["fair", "release"])
     option("record_video", "save the play of one environment as MP4 or GIF", action="store_true")
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
     option("device", "device (default: the run's BasicSettings.device)")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="Section.Key=value",
-        help="other Environment or Evaluation settings",
-    )
+    meaning = "other settings of Environment or Evaluation"
+    parser.add_argument("overrides", nargs="*", metavar="Section.Key=value", help=meaning)
     return parser
 
 
@@ -58,8 +55,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
                 read_value(key, getattr(options, name))
         except UserError as error:
             raise UserError(str(error).replace(key, f"-{name}", 1)) from error
-    if options.protocol not in (None, "fair", "release"):
-        raise UserError(f"-protocol {options.protocol!r}: must be fair or release")
+    if options.run_name is None:  # after unknown options, which may be meant for it
+        raise UserError("-run_name=NAME is missing; see python eval.py --help")
     for text in options.overrides:
         if not text.startswith(("Environment.", "Evaluation.")):
             raise UserError(f"{text!r}: must be an option, or a setting of Environment or Evaluation")

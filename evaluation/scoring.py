@@ -23,8 +23,8 @@ FRAMES_A_SECOND = 60.0  # of the emulator: videos run at the speed of play
 
 def score(target: Target, record_video: bool) -> None:
     """Evaluate every checkpoint of a target; each is written, and printed, when it is done."""
-    with disk_errors(target.results):  # before the hours of an evaluation, not after them
-        target.results.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target.run.evaluations):  # before the hours of an evaluation, not after them
+        target.run.evaluations.mkdir(parents=True, exist_ok=True)
     path = target.run.table
     read_evaluations(path), read_episodes(episode_table(path))  # refuse what cannot be added to
     config = target.config
@@ -40,7 +40,7 @@ def score(target: Target, record_video: bool) -> None:
                 append(path, row, episodes)
             bar.write(describe(row))
             if video is not None:
-                bar.write(f"wrote {video.save(target.results / f'{target.run.name}_{step}')}")
+                bar.write(f"wrote {video.save(target.run.evaluations / f'{target.run.name}_{step}')}")
     print(f"wrote {path} and {episode_table(path).name}")
 
 

@@ -137,7 +137,7 @@ def _rewrite(path: Path, columns: Sequence[str], new: list[Row]) -> None:
     writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda output: output.write(file.getvalue().encode()))
+    write_atomically(path, file.getvalue())
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[Row]:

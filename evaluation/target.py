@@ -38,11 +38,6 @@ class Target:
         """The evaluation's seed."""
         return self.config.BasicSettings.Seed
 
-    @property
-    def results(self) -> Path:
-        """The folder of the results, beside the run's."""
-        return self.run.evaluations
-
 
 def read_target(options: argparse.Namespace) -> Target:
     """Check what the options name before anything is loaded; raise UserError for what cannot be."""

@@ -59,7 +59,7 @@ class Video:
                 self._writer.close()
                 content, ending = Path(self._file.name).read_bytes(), ".mp4"
         path = path.with_name(path.name + ending)
-        write_atomically(path, lambda file: file.write(content))
+        write_atomically(path, content)
         return path
 
 

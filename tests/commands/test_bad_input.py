@@ -360,6 +360,7 @@ def test_a_broken_trajectory_is_named(tmp_path: Path, content: bytes | None, wor
     ("arguments", "words"),
     [
         ([], ["run_name"]),
+        (["-run_nme=good"], ["-run_nme", "did you mean '-run_name'"]),
         (["-run_name=godo"], ["'godo'", "did you mean 'good'"]),
         (["-run_name=../good"], ["'../good'"]),
         (["-run_name="], ["run name"]),
@@ -374,7 +375,7 @@ def test_a_broken_trajectory_is_named(tmp_path: Path, content: bytes | None, wor
         (["-run_name=good", "-num_envs=99999"], ["-num_envs=99999"]),
         (["-run_name=good", "-seed=x"], ["seed"]),
         (["-run_name=good", "-seed=-1"], ["-seed=-1", "in [0, "]),
-        (["-run_name=good", "-protocol=unfair"], ["unfair", "fair or release"]),
+        (["-run_name=good", "-protocol=unfair"], ["unfair", "-protocol", "release"]),
         (["-run_name=good", "-device=gpu"], ["-device='gpu'", "cuda:N"]),
         (["-run_name=good", "-ckpt_dir=nowhere"], ["nowhere"]),
         (["-run_name=good", "-ckpt_dir=outputs"], ["no checkpoints"]),
