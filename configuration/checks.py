@@ -17,12 +17,23 @@ LONGEST_RUN_NAME = 200  # bytes; "<run>_episodes.csv" must stay below the 255 th
 
 def show(value: Any) -> str:
     """`value` as an error message quotes it: in one short line, control characters escaped."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return "null" if value is None else f"{value!r:.80}"
+
+
+def is_section(name: str) -> bool:
+    """Whether there are keys of the dotted `name`."""
+    return any(known.startswith(f"{name}.") for known in schema())
 
 
 def read_value(name: str, value: Any, origin: str = "") -> Any:
     """Return `value`, a text or what YAML made of it, as the type of key `name`; UserError if not allowed."""
+    if is_section(name):
+        raise UserError(f"{origin}{name} is a section; set one of its keys, as {name}.Key=value")
+    if name not in schema():
+        last = name.rpartition(".")[2].lower()
+        same = [known for known in schema() if known.rpartition(".")[2].lower() == last]
+        suggestion = nearest(name, same or schema(), cutoff=0.0 if same else 0.6)
+        raise UserError(f"{origin}unknown key {show(name)}{suggestion}")
     key = schema()[name]
     try:
         typed = key.read(value)
@@ -30,8 +41,7 @@ def read_value(name: str, value: Any, origin: str = "") -> Any:
         is_word = isinstance(key.allowed, Texts) and isinstance(value, str)
         suggestion = nearest(value, key.allowed) if is_word else ""
         raise UserError(f"{origin}{name}={show(value)}: must be {key.expected}{suggestion}") from error
-    is_path = name.endswith("_path") and typed is not None
-    return os.path.expanduser(typed) if is_path else typed
+    return os.path.expanduser(typed) if name.endswith("_path") and typed is not None else typed
 
 
 def check_run_name(name: str) -> None:
@@ -65,12 +75,8 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
     divides = run.ModelType != "GITSTORM" or width % latents == 0
     yield "Models.WorldModel.NumLatents", divides, f"must divide {hidden} with GITSTORM"
     embedding = maskgit.TmfArgs.EmbedDim
-    divides = embedding % maskgit.TmfArgs.NumHeads == 0
-    yield (
-        "Models.MaskGit.TmfArgs.NumHeads",
-        divides,
-        f"must divide Models.MaskGit.TmfArgs.EmbedDim={embedding}",
-    )
+    divides, demand = embedding % maskgit.TmfArgs.NumHeads == 0, f"must divide EmbedDim={embedding}"
+    yield "Models.MaskGit.TmfArgs.NumHeads", divides, demand
     at_most = f"must be at most Models.WorldModel.NumLatents={latents}"
     yield "Models.MaskGit.T_draft", maskgit.T_draft <= latents, at_most
     yield "Models.MaskGit.T_revise", maskgit.T_revise <= latents, at_most
@@ -91,24 +97,20 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
     held = f"the {capacity} steps that BufferMaxLength={run.BufferMaxLength} holds with NumEnvs={run.NumEnvs}"
     yield "JointTrainAgent.BufferWarmUp", run.BufferWarmUp <= capacity, f"must be at most {held}"
     window = max(run.BatchLength, run.ImagineContextLength)
-    least = f"{window * run.NumEnvs}, one window of {window} steps for each of NumEnvs={run.NumEnvs}"
-    yield (
-        "JointTrainAgent.BufferWarmUp",
-        run.BufferWarmUp >= window * run.NumEnvs,
-        f"must be at least {least}",
-    )
+    least = window * run.NumEnvs
+    demand = f"must be at least {least}, one window of {window} steps for each of NumEnvs={run.NumEnvs}"
+    yield "JointTrainAgent.BufferWarmUp", run.BufferWarmUp >= least, demand
     demonstrated = not run.UseDemonstration or settings.trajectory_path is not None
     needed = "needs BasicSettings.trajectory_path, an .npz or .pkl file"
     yield "JointTrainAgent.UseDemonstration", demonstrated, needed
 
 
-def warnings_about(config: Config) -> list[str]:
-    """One line for each setting that is possible but probably not meant."""
+def warnings_about(config: Config) -> Iterator[str]:
+    """Yield one line for each setting that is possible but probably not meant."""
     run = config.JointTrainAgent
     used = max(run.ImagineContextLength + run.ImagineBatchLength, run.ActingContextLength)
-    if run.BatchLength >= used:
-        return []
-    return [
-        f"JointTrainAgent.BatchLength={run.BatchLength}: imagination and acting use positions up to "
-        f"{used}, which windows this short never train (the paper's windows have 64 steps)"
-    ]
+    if run.BatchLength < used:
+        yield (
+            f"JointTrainAgent.BatchLength={run.BatchLength}: imagination and acting use positions up to "
+            f"{used}, which windows this short never train (the paper's windows have 64 steps)"
+        )

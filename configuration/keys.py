@@ -111,9 +111,8 @@ class Key:
 
 def is_plain(text: Any) -> bool:
     """Whether `text` is one of printable characters that does not ask to be evaluated."""
-    return (
-        isinstance(text, str) and text.isprintable() and "${" not in text and 0 < len(text.strip()) <= LONGEST
-    )
+    is_line = isinstance(text, str) and text.isprintable() and 0 < len(text.strip()) <= LONGEST
+    return is_line and "${" not in text
 
 
 def fixed(default: Any, meaning: str, allowed: Any = None, symbol: str = "", may_change: bool = False) -> Any:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from configuration.checks import check_config, check_run_name, read_value, show, warnings_about
+from configuration.checks import check_config, check_run_name, is_section, read_value, show, warnings_about
 from configuration.schema import CLASS, IGNORED, Config, schema
 from configuration.yaml_files import read_yaml_mapping
 from utils import REPOSITORY, UserError, as_file_name, load_class, nearest
@@ -53,7 +52,7 @@ def load_saved_config(path: str | Path) -> Config:
     tree = read_yaml_mapping(path)
     if not path.read_text(encoding="utf-8").rstrip().endswith(END_OF_SAVED):
         raise UserError(f"{path}: not a run's whole configuration: it does not end with {END_OF_SAVED!r}")
-    return _merge(Config(), [_typed_tree(tree, str(path))])
+    return _merge(Config(), [_typed(tree, str(path))])
 
 
 def apply_overrides(config: Config, arguments: list[str]) -> Config:
@@ -99,7 +98,7 @@ def find_config(text: str) -> Path:
     """
     folder = REPOSITORY / "config_files"
     for path in (Path(os.path.expanduser(text)), REPOSITORY / text, folder / f"{text}.yaml"):
-        if _is_file(path):
+        if os.path.isfile(path):
             return path
     suggestion = nearest(Path(text).stem, (path.stem for path in folder.glob("*.yaml")))
     raise UserError(f"{CONFIG_PATH}={show(text)}: no such file{suggestion}; see {folder}")
@@ -111,85 +110,55 @@ def _portable(path: Path) -> str:
     return str(absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else absolute)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or a folder that may not be entered
-        return False
-
-
 def _read_layers(path: Path) -> list[dict[str, Any]]:
     """The typed settings of a file and of the files it starts from, the first one lowest."""
     layers: list[dict[str, Any]] = []
     for _ in range(LONGEST_CHAIN):
         tree = read_yaml_mapping(path)
         base = tree.pop(BASE_KEY, None)
-        layers.insert(0, _typed_tree(tree, str(path)))
+        layers.insert(0, _typed(tree, str(path)))
         if str(layers[0].get(NAME)).endswith("-experiment"):  # the releases' files name a kind of run so
             left_out, layers[0][NAME] = layers[0][NAME], None
             logger.warning("warning: %s: %s=%s names no single run, and is left out", path, NAME, left_out)
         if base is None:
             return layers
-        if not isinstance(base, str) or Path(base).name != base or not _is_file(path.parent / base):
+        if not isinstance(base, str) or Path(base).name != base or not os.path.isfile(path.parent / base):
             raise UserError(f"{path}: {BASE_KEY}: {show(base)}: must name a YAML file of the same folder")
         path = path.parent / base
     raise UserError(f"{path}: more than {LONGEST_CHAIN} files start from one another through {BASE_KEY}:")
 
 
 def _parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    texts: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
+    pairs = [argument.partition("=") for argument in arguments]
+    for name, equals, _ in pairs:
         if not equals:
-            raise UserError(f"argument {show(argument)}: settings are given as Section.Key=value; see --help")
-        texts[name] = text
-    return _typed_tree(texts, "command line")
+            raise UserError(f"argument {show(name)}: settings are given as Section.Key=value; see --help")
+    return _typed({name: text for name, _, text in pairs}, "command line")
 
 
-def _typed_tree(tree: Mapping[Any, Any], origin: str) -> dict[str, Any]:
-    """`_typed_layer` of a whole tree, once the modules that it names as module:Class are imported.
+def _typed(tree: Mapping[Any, Any], origin: str) -> dict[str, Any]:
+    """Dotted key → value of its type, from a tree of what YAML holds; `origin` is named in complaints.
 
-    They may bring sections of their own.
+    Modules that are named as module:Class are imported first: they may bring sections of their own.
     """
-    for name, key in schema().items():
-        if key.names_a_class:
-            value: Any = tree.get(name)
-            if value is None:
-                value = tree
-                for part in name.split("."):
-                    value = value.get(part) if isinstance(value, Mapping) else None
-            if isinstance(value, str) and re.fullmatch(CLASS, value):
-                load_class(value)
-    return _typed_layer(tree, origin)
+    for name, value in _flat(tree):
+        key = schema().get(name)
+        if key is not None and key.names_a_class and re.fullmatch(CLASS, str(value)):
+            load_class(value)
+    return {
+        name: None if name in IGNORED else read_value(name, value, f"{origin}: ")
+        for name, value in _flat(tree)
+    }
 
 
-def _typed_layer(tree: Mapping[Any, Any], origin: str, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value of its type, from a tree of texts; `origin` is named in complaints."""
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        dotted = f"{prefix}{name}"
-        is_section = any(known.startswith(f"{dotted}.") for known in schema())
-        if dotted in IGNORED:
-            values[dotted] = None
-        elif is_section and isinstance(value, Mapping):
-            values |= _typed_layer(value, origin, f"{dotted}.")
-        elif is_section and value is not None:
-            raise UserError(f"{origin}: {dotted} is a section; set one of its keys, as {dotted}.Key=value")
-        elif dotted in schema():
-            values[dotted] = read_value(dotted, value, f"{origin}: ")
-        elif not is_section:
-            raise UserError(f"{origin}: unknown key {show(dotted)}{_nearest_key(dotted)}")
-    return values
-
-
-def _nearest_key(name: str) -> str:
-    """A suggestion by the whole dotted name, the right key in a wrong section first."""
-    last = name.rpartition(".")[2].lower()
-    same_key = [known for known in schema() if known.rpartition(".")[2].lower() == last]
-    if same_key:
-        best = max(same_key, key=lambda known: difflib.SequenceMatcher(None, name[:200], known).ratio())
-        return f" (did you mean '{best}'?)"
-    return nearest(name, schema())
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a tree by its dotted name, but for sections without any."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and name not in schema() and name not in IGNORED:
+            yield from _flat(value, f"{name}.")
+        elif value or not is_section(name):
+            yield name, value
 
 
 def _merge(config: Config, layers: Iterable[Mapping[str, Any]]) -> Config:

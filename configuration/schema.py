@@ -259,9 +259,7 @@ def register_section(name: str, cls: type) -> None:
     global Models
     last = name.removeprefix("Models.")
     if not name.startswith("Models.") or not last.isidentifier() or last in Models.__dataclass_fields__:
-        raise ValueError(
-            f"{name}: must be Models.<Any>, and another than {list(Models.__dataclass_fields__)}"
-        )
+        raise ValueError(f"{name}: must be Models.<Any>, a section that is not there yet")
     Models = dataclasses.make_dataclass("Models", [(last, cls, section(cls))], bases=(Models,))
     Models.__module__ = __name__  # so that configurations can be pickled
     schema.cache_clear()

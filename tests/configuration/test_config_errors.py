@@ -228,7 +228,7 @@ def is_config_or_complaint(arguments: list[str]) -> None:
     check_run_name(config.BasicSettings.n)
 
 
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ
