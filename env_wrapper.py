@@ -6,7 +6,9 @@ so that nothing invented enters a replay buffer. Environment i is seeded once, w
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,7 @@ import torch
 
 from compute.random_streams import derive_seed
 from configuration.schema import Environment as EnvironmentSettings
-from configuration.spaces import Spaces
-from environments.single import find_spec, make_single
+from environments.single import SingleEnvironment
 from environments.state_checks import expect, expect_array
 from environments.workers import Pool, PoolFailure
 from utils import UserError
@@ -28,7 +29,7 @@ SEED_RANGE = 2**31 - 1
 class StepResult:
     """What one step of N environments brought."""
 
-    observation: np.ndarray  # (N, *shape) as observation_spec says, what the next action is chosen on
+    observation: np.ndarray  # (N, *shape) as spaces says, what the next action is chosen on
     reward: np.ndarray  # float32 (N,), to learn from: raw, or its sign if ClipRewards
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
@@ -54,7 +55,7 @@ class EnvironmentFault(Exception):
 class VectorEnvironment:
     """N environments, in this process (N = 1 without a time limit) or in a worker process each.
 
-    `observation_spec` and `action_spec` say what they return and take.
+    `spaces` says what they return and take.
 
     Args:
         name: Gymnasium id, `dm_control/<domain>-<task>-v0`, or `module:id` for one that a module registers.
@@ -76,7 +77,6 @@ class VectorEnvironment:
         seed: int,
         release_quirks: bool = False,
     ) -> None:
-        find_spec(name)
         self.name, self.image_size, self.num_envs = name, image_size, num_envs
         self.seeds = [seed + index for index in range(num_envs)]
         self.fault_count = 0
@@ -86,30 +86,26 @@ class VectorEnvironment:
         self._pending_fault = ""  # happened while saving; reported by the next step
         self._return = np.zeros(num_envs)
         self._length = np.zeros(num_envs, np.int64)
-        try:
+        with self._refusal():
             self._pool = self._open_pool()
-        except PoolFailure as failure:
-            raise UserError(self._named(failure)) from failure
-        self.observation_spec, self.action_spec = self._pool.observation_spec, self._pool.action_spec
+        self.spaces = self._pool.spaces
 
     def _open_pool(self) -> Pool:
         arguments = (self.name, self._settings, self.image_size, self._release_quirks)
-        build = functools.partial(make_single, *arguments)
+        build = functools.partial(SingleEnvironment, *arguments)
         return Pool(build, self.num_envs, self._settings.StepTimeout)
 
-    @property
-    def num_actions(self) -> int:
-        """How many actions there are, or dimensions of one."""
-        return self.action_spec.size
+    @contextlib.contextmanager
+    def _refusal(self) -> Iterator[None]:
+        """Make a failure of the pool a UserError."""
+        try:
+            yield
+        except PoolFailure as failure:
+            raise UserError(self._named(failure)) from failure
 
     def _named(self, failure: PoolFailure) -> str:
         text = str(failure)
         return text if self.name in text else f"environment {self.name!r}: {text}"
-
-    @property
-    def spaces(self) -> Spaces:
-        """What is observed and done."""
-        return Spaces(self.observation_spec, self.action_spec)
 
     @property
     def observation(self) -> np.ndarray:
@@ -125,10 +121,8 @@ class VectorEnvironment:
             UserError: an environment does not start.
         """
         self._forbid_while_stepping("reset")
-        try:
+        with self._refusal():
             self._begin(range(self.num_envs))
-        except PoolFailure as failure:
-            raise UserError(self._named(failure)) from failure
         return self.observation
 
     def _begin(self, indices: range | list[int]) -> None:
@@ -152,7 +146,8 @@ class VectorEnvironment:
 
     def _executed(self, actions: np.ndarray) -> np.ndarray:
         """Return what the environments are told to do: int64 (N,), or float32 (N, size) in [−1, 1]."""
-        spec, shape = self.action_spec, (self.num_envs, *self.action_spec.shape)
+        spec = self.spaces.action
+        shape = (self.num_envs, *spec.shape)
         kinds, words = ("iu", "integers") if spec.kind == "discrete" else ("f", "floats")
         if actions.shape != shape or actions.dtype.kind not in kinds:
             raise ValueError(f"actions must be {words} {shape}, found {actions.dtype} {actions.shape}")
@@ -224,10 +219,8 @@ class VectorEnvironment:
             UserError: it cannot.
         """
         self._forbid_while_stepping("render")
-        try:
+        with self._refusal():
             return self._pool.render().copy()
-        except PoolFailure as failure:
-            raise UserError(self._named(failure)) from failure
 
     # Saving and restoring.
 
@@ -243,10 +236,8 @@ class VectorEnvironment:
         except PoolFailure as failure:
             self._pending_fault = self._named(failure)
             self._restart(self._pending_fault)
-            try:
+            with self._refusal():
                 states = self._pool.states()
-            except PoolFailure as again:
-                raise UserError(f"{self._pending_fault}; started again: {again}") from again
         state = {
             "name": self.name,
             "num_envs": self.num_envs,
@@ -274,7 +265,7 @@ class VectorEnvironment:
         self._forbid_while_stepping("load_state_dict")
         state = _convert(state, torch.Tensor, lambda tensor: tensor.detach().cpu().numpy().copy())
         states = self._take_counts(state)
-        try:
+        with self._refusal():
             reasons = self._pool.load(states)
             present = self._pool.observation
             present[:] = expect_array(state, "observation", present.dtype, present.shape)
@@ -283,13 +274,8 @@ class VectorEnvironment:
                 self._resume_count += 1
                 self._renew_seeds(fresh)
                 self._begin(fresh)
-        except PoolFailure as failure:
-            raise UserError(self._named(failure)) from failure
-        return [
-            f"environment {self.name!r} began new episodes: {reason}"
-            for reason in dict.fromkeys(reasons)
-            if reason is not None
-        ]
+        kinds = dict.fromkeys(reason for reason in reasons if reason is not None)
+        return [f"environment {self.name!r} began new episodes: {reason}" for reason in kinds]
 
     def _take_counts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Restore what is kept here; the single environments' states."""
@@ -298,20 +284,20 @@ class VectorEnvironment:
                 raise UserError(
                     f"environment state: {key!r} must be {getattr(self, key)!r}, found {state[key]!r}"
                 )
-        seeds, states = expect(state, "seeds", list), expect(state, "environments", list)
-        for key, values, kind in (("seeds", seeds, int), ("environments", states, dict)):
+        for key, kind in (("seeds", int), ("environments", dict)):
+            values = expect(state, key, list)
             if len(values) != self.num_envs or any(type(value) is not kind for value in values):
                 raise UserError(
                     f"environment state: {key!r} must be {self.num_envs} of {kind.__name__}, "
                     f"found {repr(values)[:80]}"
                 )
-        self.seeds = seeds
+        self.seeds = state["seeds"]
         self.fault_count = expect(state, "fault_count", int)
         self._resume_count = expect(state, "resume_count", int)
         self._pending_fault = expect(state, "pending_fault", str)
         self._return = expect_array(state, "episode_return", np.float64, (self.num_envs,))
         self._length = expect_array(state, "episode_length", np.int64, (self.num_envs,))
-        return states
+        return state["environments"]
 
     def close(self) -> None:
         """End the environments and their processes."""

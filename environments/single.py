@@ -1,7 +1,6 @@
-"""One environment behind one small interface: an emulated game, or any Gymnasium environment.
+"""One environment as an agent meets it: seen and played in one form, and resumed bit for bit.
 
-When an episode ends, a single environment begins the next one at once, in the same step. This
-module imports no PyTorch, so that worker processes start fast and stay small.
+This module imports no PyTorch, so that worker processes start fast and stay small.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import ale_py
 import gymnasium
@@ -21,43 +19,19 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from configuration.schema import Environment as EnvironmentSettings
-from configuration.spaces import ActionSpec, ObservationSpec
-from environments import control, diagnostic  # registers its environments
-from environments.atari import AtariGame
+from configuration.spaces import Spaces
+from environments import control, diagnostic  # the latter registers its environments
+from environments.atari import AtariGame, emulator_arguments, is_atari
 from environments.spaces import ImageReader, action_map, observation_reader
-from environments.state_checks import expect, expect_array, is_plain
+from environments.state_checks import expect, expect_array
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 ATARI_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames", "FullActionSpace")
-OTHERS_SETTINGS = ("ActionRepeat",)
+NOT_BACK = "it did not come back to the saved state"
 gymnasium.register_envs(ale_py)
 gymnasium.register_envs(diagnostic)
-
-
-class SingleEnvironment(Protocol):
-    """What workers and the vector environment expect."""
-
-    observation_spec: ObservationSpec
-    action_spec: ActionSpec
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Seed the environment, begin its first episode and return the first observation."""
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
-        """Act; return observation (a new episode's first at an end), reward, termination, episode end."""
-
-    def render(self) -> np.ndarray:
-        """Return the present picture as the environment draws it, uint8 (height, width, 3)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the future depends on, in plain values and arrays."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Continue from `state_dict()`; return why that was not possible (it must then be reset), or None."""
-
-    def close(self) -> None:
-        """Free what the environment holds."""
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
 
 
 def environment_id(name: str) -> str:
@@ -71,7 +45,7 @@ def action_repeat(name: str, settings: EnvironmentSettings) -> int:
 
 
 def find_spec(name: str) -> EnvSpec:
-    """The registered environment of that id; `module:id` imports the module first.
+    """Return the registered environment of that id; `module:id` imports the module first.
 
     Raises:
         UserError: no such id, with the nearest valid one, or a module that cannot be imported.
@@ -80,7 +54,7 @@ def find_spec(name: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"environment {name!r}: module {module!r} cannot be imported ({error})"
             ) from error
@@ -103,71 +77,71 @@ def _suggestion(name: str) -> str:
     return nearest(name, gymnasium.registry)
 
 
-def is_atari(spec: EnvSpec) -> bool:
-    """Whether that id is of an Atari game: `ALE/Breakout-v5`, an old one or one of the user's own."""
-    return spec.entry_point in ("ale_py.env:AtariEnv", "ale_py:AtariEnv", ale_py.AtariEnv)
-
-
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
-    """A line on settings that were changed and do not apply to that environment; [] if there are none."""
-    defaults, atari = EnvironmentSettings(), is_atari(find_spec(name))
-    keys = OTHERS_SETTINGS if atari else ATARI_SETTINGS
-    changed = [f"Environment.{key}" for key in keys if getattr(settings, key) != getattr(defaults, key)]
-    place = "means nothing to an Atari game" if atari else f"applies to Atari games only, not to {name}"
-    return [f"warning: {', '.join(changed)}: {place}"] if changed else []
+    """Return a line on settings that were changed and mean nothing to that environment, if there are any."""
+    defaults = EnvironmentSettings()
+    changed = [key for key in ATARI_SETTINGS if getattr(settings, key) != getattr(defaults, key)]
+    if not changed or is_atari(find_spec(name)):
+        return []
+    keys = ", ".join(f"Environment.{key}" for key in changed)
+    return [f"warning: {keys}: applies to Atari games only, not to {name}"]
 
 
-class GymnasiumEnvironment:
-    """Any Gymnasium environment whose spaces `environments.spaces` supports.
+class SingleEnvironment:
+    """An environment that begins the next episode in the same step in which one ends.
 
-    A key `lives` in its info counts as an emulator's lives. It is resumed exactly by playing the
-    present episode again: from the state of its `np_random` when the episode began, with the same
-    actions; a digest of all that it returned tells whether it came back to the same state. One
-    whose `unwrapped` defines `state_dict` and `load_state_dict` (plain values and NumPy arrays) is
-    restored by these instead.
+    A key `lives` in its info counts as an emulator's lives. Its state is how the present episode came
+    to be: the seed, the state of its chance (its `np_random`, or the emulator) when the episode began,
+    and the actions since, which are played again to restore it. A digest of all that was seen tells
+    whether it came back to the same state.
 
     Args:
-        spec: found by `find_spec`. settings: of the environment; those of Atari games do not apply.
-        image_size: side S of pictures.
+        name: Gymnasium id. settings: of the environment. image_size: side S of pictures.
         release_quirks: re-seed with the same seed at every episode.
 
     Raises:
-        UserError: it cannot be made, or has other spaces.
+        UserError: it cannot be made, or its spaces are not supported.
     """
 
     def __init__(
-        self, spec: EnvSpec, settings: EnvironmentSettings, image_size: int, release_quirks: bool
+        self, name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
     ) -> None:
-        self._spec, self._settings, self._release_quirks = spec, settings, release_quirks
-        self._repeat = action_repeat(spec.id, settings)
-        self._arguments = settings.Arguments
-        if spec.namespace in ("Diagnostic", "dm_control"):
-            self._arguments = {"image_size": image_size} | self._arguments
-        if "mujoco" in str(spec.entry_point):
-            control.choose_renderer()
+        self._spec = find_spec(name)
+        self._settings, self._release_quirks = settings, release_quirks
+        self._repeat = action_repeat(name, settings)
+        self._arguments = self._choose_arguments(image_size)
         self._env = self._make()
-        self._read = observation_reader(self._env.observation_space, settings.Observation, image_size)
-        self._draws = self._read is None
-        self._read = self._read or ImageReader(None, image_size)
+        read = observation_reader(self._env.observation_space, settings.Observation, image_size)
+        self._draws = read is None
+        self._read = read or ImageReader(None, image_size)
         can_draw = "rgb_array" in self._env.metadata.get("render_modes", ())
         if self._draws or (can_draw and self._read.spec.kind == "vector"):
-            self._arguments = self._arguments | {"render_mode": "rgb_array"}
+            self._arguments["render_mode"] = "rgb_array"
             self._make_anew()
         self._act = action_map(self._env.action_space)
-        self.observation_spec, self.action_spec = self._read.spec, self._act.spec
-        limit = settings.Arguments.get("max_episode_steps", spec.max_episode_steps)
+        self.spaces = Spaces(self._read.spec, self._act.spec)
+
+    def _choose_arguments(self, image_size: int) -> dict[str, Any]:
+        given, limit = self._settings.Arguments, self._spec.max_episode_steps
+        if is_atari(self._spec):
+            chosen, limit = emulator_arguments(self._spec.kwargs, self._settings), None
+        else:
+            own_size = self._spec.namespace in ("Diagnostic", "dm_control")
+            chosen = ({"image_size": image_size} if own_size else {}) | given
+        limit = given.get("max_episode_steps", limit)
         if limit is not None and (type(limit) is not int or limit < 1):
             raise UserError(f"Environment.Arguments: 'max_episode_steps' must be 1 or more, found {limit!r}")
-        self._max_steps = limit or float("inf")
-        self._seed = self._steps = 0
-        self._lives: int | None = None
+        self._max_steps = limit or float("inf")  # kept here, where the count is restored
+        return chosen | {"max_episode_steps": -1, "disable_env_checker": True}
 
     def _make(self) -> gymnasium.Env:
-        try:  # the time limit is kept here, where its count can be saved
-            fixed = {"max_episode_steps": -1, "disable_env_checker": True}
-            return gymnasium.make(self._spec, **self._arguments | fixed)
+        if "mujoco" in str(self._spec.entry_point):
+            control.choose_renderer()
+        try:
+            env = gymnasium.make(self._spec, **self._arguments)
         except Exception as error:
             raise UserError(f"{type(error).__name__}: {error}") from error
+        return AtariGame(env, self._settings.FrameSkip) if is_atari(self._spec) else env
 
     def _make_anew(self) -> None:
         self._env.close()
@@ -176,15 +150,14 @@ class GymnasiumEnvironment:
     def reset(self, seed: int) -> np.ndarray:
         """Seed the environment, begin its first episode and return the first observation."""
         self._seed = seed
-        return self._observe(self._begin_episode(seed))
+        return self._shown(self._begin_episode(seed))
 
-    def _begin_episode(self, seed: int | None) -> Any:
-        self._random = "" if seed is not None else self._random_state()
+    def _begin_episode(self, seed: int | None) -> np.ndarray | None:
+        self._start = b"" if seed is not None else self._chance()
         self._history, self._digest = bytearray(), hashlib.sha256()
         observation, info = self._env.reset(seed=seed)
         self._lives, self._steps = info.get("lives"), 0
-        _add(self._digest, observation)
-        return observation
+        return self._look(observation)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
         """Act ActionRepeat times, fewer if the episode ends; then begin the next one.
@@ -196,17 +169,16 @@ class GymnasiumEnvironment:
         Raises:
             ValueError: the environment returned a wrong reward or observation.
         """
-        observation, reward, termination, episode_end = self._advance(action)
+        seen, reward, termination, episode_end = self._advance(action)
         if episode_end:
-            observation = self._begin_episode(self._seed if self._release_quirks else None)
-        return self._observe(observation), reward, termination, episode_end
+            seen = self._begin_episode(self._seed if self._release_quirks else None)
+        return self._shown(seen), reward, termination, episode_end
 
-    def _advance(self, action: Any) -> tuple[Any, float, bool, bool]:
-        self._history += np.asarray(action, self.action_spec.dtype).tobytes()
+    def _advance(self, action: Any) -> tuple[np.ndarray | None, float, bool, bool]:
+        self._history += np.asarray(action, self.spaces.action.dtype).tobytes()
         total, lost, own_action = 0.0, False, self._act(action)
         for _ in range(self._repeat):
             observation, reward, terminated, truncated, info = self._env.step(own_action)
-            _add(self._digest, (observation, reward))
             total += _number(reward)
             lives, before, self._lives = info.get("lives"), self._lives, info.get("lives")
             lost |= lives is not None and before is not None and lives < before
@@ -217,13 +189,20 @@ class GymnasiumEnvironment:
         if not abs(total) <= FLOAT32_MAX:
             raise ValueError(f"its reward must be finite, found {total}")
         lost &= self._settings.LifeLossTermination
-        return observation, total, bool(terminated or lost), episode_end
+        _add(self._digest, total)
+        return self._look(observation), total, bool(terminated or lost), episode_end
 
-    def _observe(self, observation: Any) -> np.ndarray:
-        self._latest = self._draw() if self._draws else observation
-        return self._read(self._latest)
+    def _look(self, observation: Any) -> np.ndarray | None:
+        """The observation as the agent sees it, None if it has to be drawn for that."""
+        self._latest = observation
+        seen = None if self._draws else self._read(observation)
+        _add(self._digest, observation if self._draws else seen)
+        return seen
 
-    def _draw(self) -> Any:
+    def _shown(self, seen: np.ndarray | None) -> np.ndarray:
+        return self._read(self._draw()) if seen is None else seen
+
+    def _draw(self) -> np.ndarray:
         try:
             return self._env.render()
         except Exception as error:
@@ -236,43 +215,29 @@ class GymnasiumEnvironment:
         Raises:
             UserError: it offers none.
         """
-        if self.observation_spec.kind == "image":
-            picture = self._latest if self._latest.dtype == np.uint8 else self._read(self._latest)
-        elif self._env.render_mode == "rgb_array":
-            picture = self._draw()
-        else:
+        if self._env.render_mode == "rgb_array":
+            return self._draw()
+        if self.spaces.observation.kind == "vector":
             raise UserError("it offers no picture")
-        picture = picture if picture.ndim == 3 else picture[:, :, None]
-        return np.broadcast_to(picture, (*picture.shape[:2], 3))
+        return self._read.in_colour(self._latest)
 
     # Saving and restoring.
 
-    def _random_state(self) -> str:
-        """Its random generator's state as JSON, "" if it has none that is plain."""
-        try:
-            return json.dumps(self._env.unwrapped.np_random.bit_generator.state)
-        except (AttributeError, TypeError):
-            return ""
-
-    def _hooks(self) -> Any | None:
-        inner = self._env.unwrapped
-        has_hooks = hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")
-        return inner if has_hooks and not self._env.spec.additional_wrappers else None
+    def _chance(self) -> bytes:
+        """The state of whatever draws its chance, b"" if it cannot be told."""
+        if isinstance(self._env, AtariGame):
+            return self._env.chance()
+        with contextlib.suppress(AttributeError, TypeError):
+            return json.dumps(self._env.unwrapped.np_random.bit_generator.state).encode()
+        return b""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the environment's own state, if it offers one, else how its episode came to be."""
-        hooks = self._hooks()
-        if hooks is not None:
-            lives = -1 if self._lives is None else int(self._lives)
-            own = hooks.state_dict()
-            if not is_plain(own):
-                raise ValueError("its state_dict must return plain values and arrays of numbers")
-            return {"seed": self._seed, "environment": own, "steps": self._steps, "lives": lives}
-        actions = np.frombuffer(bytes(self._history), self.action_spec.dtype)
+        """Return how the present episode came to be, in plain values and arrays."""
+        action = self.spaces.action
         return {
             "seed": self._seed,
-            "random": self._random,
-            "actions": actions.reshape(-1, *self.action_spec.shape),
+            "start": np.frombuffer(self._start, np.uint8),
+            "actions": np.frombuffer(bytes(self._history), action.dtype).reshape(-1, *action.shape),
             "digest": self._digest.hexdigest(),
         }
 
@@ -285,34 +250,29 @@ class GymnasiumEnvironment:
         Raises:
             UserError: the state is malformed.
         """
-        self._make_anew()  # MuJoCo's camera stands where the first picture ever was taken
-        self.reset(expect(state, "seed", int))
-        hooks = self._hooks()
-        if hooks is None:
-            return self._replay(state)
-        steps, lives = expect(state, "steps", int), expect(state, "lives", int)
-        with _malformed("environment"):
-            hooks.load_state_dict(expect(state, "environment", dict))
-        self._steps, self._lives = steps, None if lives < 0 else lives
-        return None
-
-    def _replay(self, state: dict[str, Any]) -> str | None:
-        random, digest = expect(state, "random", str), expect(state, "digest", str)
-        spec = self.action_spec
-        actions = expect_array(state, "actions", spec.dtype, (None, *spec.shape))
-        if spec.kind == "discrete" and ((actions < 0) | (actions >= spec.size)).any():
-            raise UserError(f"environment state: 'actions' must be below {spec.size}, found {actions.max()}")
-        if random:
-            with _malformed("random"):
-                self._env.unwrapped.np_random.bit_generator.state = json.loads(random)
-            self._begin_episode(None)
+        seed, digest, action = expect(state, "seed", int), expect(state, "digest", str), self.spaces.action
+        start = expect_array(state, "start", np.uint8, (None,)).tobytes()
+        actions = expect_array(state, "actions", action.dtype, (None, *action.shape))
+        if action.kind == "discrete" and ((actions < 0) | (actions >= action.size)).any():
+            raise UserError(
+                f"environment state: 'actions' must be in [0, {action.size}), found {actions.max()}"
+            )
         try:
-            ended = any(self._advance(action)[-1] for action in actions)
-        except Exception:  # of the environment's, which is then not what it was
-            ended = True
-        return (
-            "it did not come back to the saved state" if ended or self._digest.hexdigest() != digest else None
-        )
+            self._make_anew()  # MuJoCo's camera stands where the first picture ever was taken
+            self.reset(seed)
+            if start:
+                self._restore_chance(start)
+                self._begin_episode(None)
+            ended = any(self._advance(each)[-1] for each in actions)
+        except Exception as error:  # in the environment, which is not what it was
+            return f"{NOT_BACK} ({type(error).__name__}: {error})"
+        return NOT_BACK if ended or self._digest.hexdigest() != digest else None
+
+    def _restore_chance(self, start: bytes) -> None:
+        if isinstance(self._env, AtariGame):
+            self._env.restore_chance(start)
+        else:
+            self._env.unwrapped.np_random.bit_generator.state = json.loads(start)
 
     def close(self) -> None:
         """Free what the environment holds."""
@@ -335,24 +295,3 @@ def _add(digest: Any, value: Any) -> None:
             _add(digest, item)
     else:
         digest.update(repr(value).encode())
-
-
-@contextlib.contextmanager
-def _malformed(key: str) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"environment state: {key!r}: {type(error).__name__}: {error}") from error
-
-
-def make_single(
-    name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
-) -> SingleEnvironment:
-    """The environment of that Gymnasium id, with pictures of side S = `image_size`.
-
-    Raises:
-        UserError: unknown id, an environment that cannot be made, or whose spaces are not supported.
-    """
-    spec = find_spec(name)
-    kind = AtariGame if is_atari(spec) else GymnasiumEnvironment
-    return kind(spec, settings, image_size, release_quirks)

@@ -34,6 +34,11 @@ class ImageReader:
 
     def __call__(self, image: Any) -> np.ndarray:
         """Return the picture as the agent sees it; ValueError unless it is of the space's dtype and shape."""
+        image, size = self.in_colour(image), self.spec.shape[:2]
+        return image if image.shape[:2] == size else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+    def in_colour(self, image: Any) -> np.ndarray:
+        """Return the picture in its own size, uint8 (height, width, 3); ValueError likewise."""
         if not isinstance(image, np.ndarray):
             raise ValueError(f"its observation must be a NumPy array, found {type(image).__name__}")
         dtype = np.dtype(np.uint8) if self._space is None else self._space.dtype
@@ -42,10 +47,7 @@ class ImageReader:
             raise ValueError(f"its observation must be {dtype} {shape}, found {image.dtype} {image.shape}")
         if dtype != np.uint8:
             image = np.rint(255 * np.clip(_finite(image), 0, 1)).astype(np.uint8)
-        size = self.spec.shape[:2]
-        if image.shape[:2] != size:
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return np.broadcast_to(image if image.ndim == 3 else image[:, :, None], self.spec.shape)
+        return np.broadcast_to(image if image.ndim == 3 else image[:, :, None], (*shape[:2], COLOURS))
 
 
 class VectorReader:

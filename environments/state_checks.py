@@ -1,4 +1,4 @@
-"""Checks of states before they are saved, and before anything is restored from them."""
+"""Checks of saved states before anything is restored from them."""
 
 from __future__ import annotations
 
@@ -40,14 +40,3 @@ def expect_array(state: Any, key: str, dtype: type, shape: tuple[int | None, ...
             f"environment state: {key!r} must be {np.dtype(dtype)} {shape}, found {value.dtype} {value.shape}"
         )
     return value
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a state can be saved: dicts by text, lists, numbers, texts and arrays of numbers."""
-    if isinstance(value, dict):
-        return all(type(key) is str and is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
-    return value is None or isinstance(value, (bool, int, float, str, np.number, np.bool_))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configuration.spaces import Spaces
 from utils import REPOSITORY, UserError
 
 if TYPE_CHECKING:
@@ -50,49 +51,33 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({where})"
 
 
-class Host:
-    """Holds one environment, in this process or in a worker, and does what it is asked."""
+class LocalMember:
+    """An environment of this process: what it is asked happens when the answer is awaited."""
 
-    def __init__(self) -> None:
-        self.environment: SingleEnvironment | None = None
+    def __init__(self, index: int = 0) -> None:
+        self._environment: SingleEnvironment | None = None
+        self._call: tuple[Any, ...] = ()
 
-    def build(self, build: Build) -> tuple[Any, Any]:
-        """Make the environment and return its specs."""
-        self.environment = build()
-        return self.environment.observation_spec, self.environment.action_spec
+    def ask(self, *call: Any) -> None:
+        """Note `"build", build`, or a method of the environment and its arguments."""
+        self._call = call
 
-    def attempt(self, method: str, *arguments: Any) -> tuple[bool, Any]:
-        """Call `build` or a method of the environment; return whether it went well, and what came of it."""
+    def answer(self, deadline: float | None = None) -> tuple[bool, Any]:
+        """Do what was noted; return whether it went well, and what came of it (of `build` the spaces)."""
+        method, *arguments = self._call
         try:
-            return True, getattr(self.environment or self, method)(*arguments)
+            if self._environment is None:
+                self._environment = arguments[0]()
+                return True, self._environment.spaces
+            return True, getattr(self._environment, method)(*arguments)
         except (Exception, SystemExit) as error:
             return False, describe(error)
 
     def close(self) -> None:
         """Close the environment; one that has failed may fail again."""
-        if self.environment is not None:
+        if self._environment is not None:
             with contextlib.suppress(Exception, SystemExit):
-                self.environment.close()
-
-
-class LocalMember:
-    """An environment of this process: what it is asked happens when the answer is awaited."""
-
-    def __init__(self, index: int) -> None:
-        self._host = Host()
-        self._call: tuple[Any, ...] = ()
-
-    def ask(self, *call: Any) -> None:
-        """Note a method and its arguments."""
-        self._call = call
-
-    def answer(self, deadline: float | None) -> tuple[bool, Any]:
-        """Do what was noted."""
-        return self._host.attempt(*self._call)
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._host.close()
+                self._environment.close()
 
     def end(self, kill: bool) -> None:
         """Nothing is left to be ended."""
@@ -184,12 +169,13 @@ class Pool:
         try:
             for index in range(num_envs):
                 self._members.append(member(index))
-            specs = self._ask(dict.fromkeys(range(num_envs), ("build", build)), START_SECONDS)
+            found = self._ask(dict.fromkeys(range(num_envs), ("build", build)), START_SECONDS)
         except BaseException:
             self.close(kill=True)
             raise
-        self.observation_spec, self.action_spec = specs[0]
-        self.observation = np.zeros((num_envs, *self.observation_spec.shape), self.observation_spec.dtype)
+        self.spaces: Spaces = found[0]
+        seen = self.spaces.observation
+        self.observation = np.zeros((num_envs, *seen.shape), seen.dtype)
 
     def _ask(self, calls: dict[int, tuple[Any, ...]], seconds: float | None) -> list[Any]:
         for index, call in calls.items():
@@ -262,9 +248,10 @@ def serve(descriptor: int) -> None:
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
-    connection, host = Connection(descriptor), Host()
+    connection, member = Connection(descriptor), LocalMember()
     with contextlib.suppress(EOFError, ConnectionError):
         sys.path[:] = connection.recv()
         while True:
-            connection.send(host.attempt(*connection.recv()))
-    host.close()
+            member.ask(*connection.recv())
+            connection.send(member.answer())
+    member.close()

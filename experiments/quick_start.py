@@ -77,7 +77,7 @@ def play_randomly(game: str, seed: int) -> dict[str, Any]:
     num_envs = config.Evaluation.NumEnvs
     environment = evaluation_environment(config, num_envs, seed)
     try:
-        policy = RandomPlay(num_envs, environment.num_actions, seed)
+        policy = RandomPlay(num_envs, environment.spaces.action.size, seed)
         return describe([episode.score for episode in play(policy, environment, EPISODES)])
     finally:
         environment.close()

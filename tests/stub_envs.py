@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -96,27 +95,6 @@ class Chance(Stub):
         return np.random.default_rng().integers(256, size=self.shape, dtype=np.uint8)
 
 
-class Hooks(Stub):
-    """Tells its state, and draws from a generator that no seed reaches."""
-
-    generator = np.random.default_rng()
-
-    def _picture(self) -> np.ndarray:
-        return self.generator.integers(256, size=self.shape, dtype=np.uint8)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What goes wrong here is `trouble`."""
-        self._misbehave(self.trouble)
-        odd = {"object": object()} if self.trouble == "odd" else {}
-        return {"steps": self.steps, "random": json.dumps(self.generator.bit_generator.state)} | odd
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.steps = state["steps"]
-        self.generator = np.random.default_rng()
-        self.generator.bit_generator.state = json.loads(state["random"])
-
-
 class Steady(Stub):
     """Pays 2, 0 and -3 in turn whatever is done, with four lives of three steps each."""
 
@@ -157,6 +135,7 @@ class Slow(Steady):
 gymnasium.register("StubSteady-v0", entry_point=Steady)
 gymnasium.register("StubStumbling-v0", entry_point=Stumbling)
 gymnasium.register("StubSlow-v0", entry_point=Slow)
+
 TROUBLES = ("dies", "exits", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
 for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
     _id = f"Stub{_trouble.title().replace(' ', '')}-v0"
@@ -181,8 +160,6 @@ for _trouble in ("NaN", "huge", "short"):
     gymnasium.register(f"Stub{_trouble.title()}Vector-v0", entry_point=Vector, kwargs=_arguments)
 gymnasium.register("StubDict-v0", entry_point=Vector, kwargs={"trouble": "dict"})
 gymnasium.register("StubChance-v0", entry_point=Chance)
-for _trouble in ("", "raises", "odd"):
-    gymnasium.register(f"StubHooks{_trouble.title()}-v0", entry_point=Hooks, kwargs={"trouble": _trouble})
 
 _box = gymnasium.spaces.Box(-1, 1, (2,))
 for _name, _actions in {

@@ -131,17 +131,6 @@ def test_an_environment_that_ends_the_process_is_a_fault(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "text"), [("hooks raises", "stub raises"), ("hooks odd", "must return plain values")]
-)
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_state_that_cannot_be_told_is_an_error(trouble: str, text: str, num_envs: int, make: Make) -> None:
-    environment = make(trouble, num_envs)
-    environment.reset()
-    with pytest.raises(UserError, match=text):
-        environment.state_dict()
-
-
-@pytest.mark.parametrize(
     ("trouble", "text"), [("start dies", "died (exit code 3)"), ("start raises", "stub raises")]
 )
 def test_a_worker_that_cannot_start_is_an_error(trouble: str, text: str, make: Make) -> None:
@@ -191,8 +180,8 @@ PARENT = """
 import functools, sys, time
 from configuration.schema import Environment
 from environments.workers import Pool
-from environments.single import make_single
-build = functools.partial(make_single, f"stub_envs:Stub{sys.argv[1]}-v0", Environment(), 16, False)
+from environments.single import SingleEnvironment
+build = functools.partial(SingleEnvironment, f"stub_envs:Stub{sys.argv[1]}-v0", Environment(), 16, False)
 pool = Pool(build, 2, 0)
 pool.reset({0: 0, 1: 1})
 print(*[member.process.pid for member in pool._members], flush=True)

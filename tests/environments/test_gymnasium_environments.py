@@ -45,7 +45,7 @@ def need(package: str) -> None:
 
 def random_actions(environment: VectorEnvironment, count: int, seed: int = 0) -> np.ndarray:
     """Actions (count, N, ...) that the environment takes."""
-    spec, rng = environment.action_spec, np.random.default_rng(seed)
+    spec, rng = environment.spaces.action, np.random.default_rng(seed)
     if spec.kind == "discrete":
         return rng.integers(spec.size, size=(count, environment.num_envs))
     return rng.uniform(-1, 1, (count, environment.num_envs, spec.size)).astype(np.float32)
@@ -92,8 +92,8 @@ def test_it_is_played_and_resumed_bit_for_bit(
     need(package)
     environment, resumed = (make(name, seed=seed, **settings) for seed in (3, 8))
     shape, dtype = ((64, 64, 3), np.uint8) if size is None else ((size,), np.float32)
-    assert environment.observation_spec.shape == shape
-    assert (environment.action_spec.kind, environment.action_spec.size) == action
+    assert environment.spaces.observation.shape == shape
+    assert (environment.spaces.action.kind, environment.spaces.action.size) == action
     first = environment.reset()
     assert first.shape == (1, *shape) and first.dtype == dtype
     played = play(environment, random_actions(environment, 25))
@@ -250,9 +250,9 @@ def test_an_own_id_of_a_game_is_a_game(own_game: Callable[..., str], make: Make)
 
 
 def test_modes_and_all_actions_of_a_game_can_be_chosen(own_game: Callable[..., str], make: Make) -> None:
-    assert make(own_game(full_action_space=True)).action_spec.size == 18
-    assert make("ALE/Breakout-v5", FullActionSpace=True).action_spec.size == 18
-    assert make("ALE/Breakout-v5").action_spec.size == 4
+    assert make(own_game(full_action_space=True)).spaces.action.size == 18
+    assert make("ALE/Breakout-v5", FullActionSpace=True).spaces.action.size == 18
+    assert make("ALE/Breakout-v5").spaces.action.size == 4
     usual, registered, given = (
         make(name, Arguments=arguments)
         for name, arguments in [
