@@ -18,7 +18,7 @@ import torch
 from compute.random_streams import derive_seed
 from configuration.schema import Environment as EnvironmentSettings
 from environments.single import SingleEnvironment
-from environments.state_checks import expect, expect_array
+from environments.state_checks import expect
 from environments.workers import Pool, PoolFailure
 from utils import UserError
 
@@ -268,7 +268,7 @@ class VectorEnvironment:
         with self._refusal():
             reasons = self._pool.load(states)
             present = self._pool.observation
-            present[:] = expect_array(state, "observation", present.dtype, present.shape)
+            present[:] = expect(state, "observation", present.dtype, present.shape)
             fresh = [index for index, reason in enumerate(reasons) if reason is not None]
             if fresh:
                 self._resume_count += 1
@@ -295,8 +295,8 @@ class VectorEnvironment:
         self.fault_count = expect(state, "fault_count", int)
         self._resume_count = expect(state, "resume_count", int)
         self._pending_fault = expect(state, "pending_fault", str)
-        self._return = expect_array(state, "episode_return", np.float64, (self.num_envs,))
-        self._length = expect_array(state, "episode_length", np.int64, (self.num_envs,))
+        self._return = expect(state, "episode_return", np.float64, (self.num_envs,))
+        self._length = expect(state, "episode_length", np.int64, (self.num_envs,))
         return state["environments"]
 
     def close(self) -> None:
@@ -313,15 +313,3 @@ def _convert(value: Any, kind: type, function: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_convert(item, kind, function) for item in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def make_environment(
-    env_name: str,
-    settings: EnvironmentSettings,
-    image_size: int,
-    num_envs: int,
-    seed: int,
-    release_quirks: bool = False,
-) -> VectorEnvironment:
-    """N environments of that Gymnasium id; arguments and errors as VectorEnvironment's."""
-    return VectorEnvironment(env_name, settings, image_size, num_envs, seed, release_quirks)

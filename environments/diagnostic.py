@@ -1,24 +1,22 @@
-"""Two small environments that tell in minutes whether an agent, or a prior, learns.
+"""Small environments that tell in minutes whether an agent, or a prior, learns.
 
 Importing this module registers them with Gymnasium:
 
 - `Diagnostic/Catch-v0`: bsuite's Catch (Osband et al. 2020, arXiv 1908.03568). A ball falls
   through a board of 10 rows and 5 columns; a paddle at the bottom moves left, stays or moves
   right; the ninth step ends the episode with reward +1 if the ball is caught, else -1.
+- `Diagnostic/Reach-v0`: a hand is moved to a target in the plane; continuous actions, seen as a
+  vector or, drawn, as a picture. With `steps=1` a bandit: the action itself is where to point.
 - `Diagnostic/Twins-v0`: every frame is one of several equally likely pictures, drawn anew at
   each step whatever the action. A picture is a grid of parts that all show the same class, so
   a model that draws the parts independently is found out: its parts disagree
   (`parts_of`, `is_consistent`).
-
-Both define `state_dict` and `load_state_dict`, which is all that an environment needs in order
-to be resumed exactly.
 """
 
 from __future__ import annotations
 
 import colorsys
 import functools
-import json
 from typing import Any
 
 import gymnasium
@@ -29,40 +27,21 @@ CATCH_ROWS, CATCH_COLUMNS = 10, 5
 BACKGROUND, BALL, PADDLE = (24, 24, 48), (255, 208, 64), (64, 176, 255)
 GLYPH = 4  # a part's pattern is a glyph of 4 x 4 cells, one for each of up to 16 classes
 MAX_PICTURES = GLYPH * GLYPH
+DISC = 0.12  # radius of Reach's hand and target where the plane is 2 wide
 
 
 class DiagnosticEnv(gymnasium.Env):
-    """What both share: a square uint8 picture, and a state that can be saved and restored."""
+    """What all share: a square uint8 picture, which is what is observed unless a subclass says otherwise."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (Gymnasium's way)
-    state_names: tuple[str, ...]  # integer attributes that, with the generator, are the whole state
 
-    def __init__(self, image_size: int, num_actions: int, render_mode: str | None) -> None:
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.action_space = spaces.Discrete(num_actions)
+    def __init__(self, image_size: int, render_mode: str | None) -> None:
+        self.image_size, self.render_mode = image_size, render_mode
+        self.observation_space: gymnasium.Space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
 
     def render(self) -> np.ndarray:
-        """The present picture, uint8 (S, S, 3)."""
+        """Return the present picture, uint8 (S, S, 3)."""
         raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the future depends on: plain integers and the random generator as JSON text."""
-        random = json.dumps(self.np_random.bit_generator.state)
-        return {"random": random} | {name: int(getattr(self, name)) for name in self.state_names}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`.
-
-        Raises:
-            KeyError, TypeError, ValueError: the state is malformed.
-        """
-        for name in self.state_names:
-            if type(state[name]) is not int:
-                raise TypeError(f"{name!r} must be an int, found {type(state[name]).__name__}")
-            setattr(self, name, state[name])
-        self.np_random.bit_generator.state = json.loads(state["random"])
 
 
 class Catch(DiagnosticEnv):
@@ -73,13 +52,12 @@ class Catch(DiagnosticEnv):
         render_mode: None or "rgb_array".
     """
 
-    state_names = ("ball_row", "ball_column", "paddle_column")
+    action_space = spaces.Discrete(3)
 
     def __init__(self, image_size: int = 64, render_mode: str | None = None) -> None:
         if image_size < CATCH_ROWS:
             raise ValueError(f"image_size must be at least {CATCH_ROWS}, found {image_size}")
-        super().__init__(image_size, 3, render_mode)
-        self.ball_row = self.ball_column = self.paddle_column = 0
+        super().__init__(image_size, render_mode)
         self._row_edges = np.arange(CATCH_ROWS + 1) * image_size // CATCH_ROWS
         self._column_edges = np.arange(CATCH_COLUMNS + 1) * image_size // CATCH_COLUMNS
 
@@ -102,7 +80,7 @@ class Catch(DiagnosticEnv):
         return self.render(), reward, landed, False, {}
 
     def render(self) -> np.ndarray:
-        """The board, uint8 (S, S, 3)."""
+        """Return the board, uint8 (S, S, 3)."""
         picture = np.full(self.observation_space.shape, BACKGROUND, np.uint8)
         self._cell(picture, CATCH_ROWS - 1, self.paddle_column)[:] = PADDLE
         self._cell(picture, self.ball_row, self.ball_column)[:] = BALL
@@ -111,6 +89,56 @@ class Catch(DiagnosticEnv):
     def _cell(self, picture: np.ndarray, row: int, column: int) -> np.ndarray:
         rows, columns = self._row_edges, self._column_edges
         return picture[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+
+
+class Reach(DiagnosticEnv):
+    """Move a hand to a target. The reward of a step is 1 less the distance that is left, at most 1.
+
+    The plane is [-1, 1]^2, the hand begins in its middle, and an action moves it along both axes
+    by up to `min(1, 4 / steps)`. Observed are hand and target, float32 (4,). The last step is a
+    truncation, but with `steps=1` a termination.
+
+    Args:
+        steps: of an episode. image_size: side of the square picture in pixels.
+        render_mode: None or "rgb_array".
+    """
+
+    observation_space = spaces.Box(-1, 1, (4,))
+    action_space = spaces.Box(-1, 1, (2,))
+
+    def __init__(self, steps: int = 16, image_size: int = 64, render_mode: str | None = None) -> None:
+        super().__init__(image_size, render_mode)
+        self.observation_space = type(self).observation_space
+        self.steps, self.reach = steps, min(1.0, 4 / steps)
+        self.hand = self.target = np.zeros(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A target anywhere, the hand in the middle."""
+        super().reset(seed=seed)
+        self.elapsed, self.hand, self.target = 0, np.zeros(2), self.np_random.uniform(-1, 1, 2)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the hand; what would leave the plane stays at its edge."""
+        self.elapsed += 1
+        self.hand = np.clip(self.hand + self.reach * np.asarray(action, np.float64), -1, 1)
+        reward, ended = 1 - float(np.linalg.norm(self.target - self.hand)), self.elapsed == self.steps
+        return self._observe(), reward, ended and self.steps == 1, ended and self.steps > 1, {}
+
+    def _observe(self) -> np.ndarray:
+        return np.concatenate([self.hand, self.target]).astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """Return hand and target as discs with soft edges, uint8 (S, S, 3)."""
+        centres = (np.arange(self.image_size) + 0.5) * 2 / self.image_size - 1
+        picture = np.full((self.image_size, self.image_size, 3), BACKGROUND, np.float64)
+        for (x, y), colour in ((self.target, BALL), (self.hand, PADDLE)):
+            distance = np.hypot(centres - x, centres[:, None] - y)
+            share = np.clip((DISC - distance) * self.image_size / 2 + 0.5, 0, 1)[..., None]
+            picture += share * (np.array(colour) - picture)
+        return np.rint(picture).astype(np.uint8)
 
 
 class Twins(DiagnosticEnv):
@@ -126,7 +154,7 @@ class Twins(DiagnosticEnv):
         render_mode: None or "rgb_array".
     """
 
-    state_names = ("picture", "elapsed")
+    action_space = spaces.Discrete(2)
 
     def __init__(
         self,
@@ -136,7 +164,7 @@ class Twins(DiagnosticEnv):
         episode_length: int = 64,
         render_mode: str | None = None,
     ) -> None:
-        super().__init__(image_size, 2, render_mode)
+        super().__init__(image_size, render_mode)
         self._pictures = twins_pictures(image_size, num_pictures, grid)
         self.episode_length = episode_length
         self.picture = self.elapsed = 0
@@ -156,7 +184,7 @@ class Twins(DiagnosticEnv):
         return observation, 0.0, False, self.elapsed >= self.episode_length, info
 
     def render(self) -> np.ndarray:
-        """The present picture, uint8 (S, S, 3)."""
+        """Return the present picture, uint8 (S, S, 3)."""
         return self._pictures[self.picture].copy()
 
     def _draw(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -189,17 +217,16 @@ def twins_pictures(image_size: int = 64, num_pictures: int = 16, grid: int = 4) 
     return pictures
 
 
-def parts_of(frames: np.ndarray, num_pictures: int = 16, grid: int = 4, tolerance: float = 0.5) -> np.ndarray:
+def parts_of(frames: np.ndarray, num_pictures: int = 16, grid: int = 4) -> np.ndarray:
     """The class that each part of each frame shows, by its nearest pattern.
 
     Args:
         frames: (..., S, S, 3) in [0, 255], integers or floats.
         num_pictures, grid: those of the environment.
-        tolerance: a part further than this share of the smallest distance between two patterns
-            from all of them (a blend, a blur) shows no class.
 
     Returns:
-        int64 (..., grid, grid), -1 where no class is recognised.
+        int64 (..., grid, grid), -1 where a part (a blend, a blur) is further from every pattern than
+        half of the smallest distance between two.
     """
     pictures = twins_pictures(frames.shape[-2], num_pictures, grid).astype(np.float32)
     lead, side = frames.shape[:-3], frames.shape[-2] // grid
@@ -211,17 +238,16 @@ def parts_of(frames: np.ndarray, num_pictures: int = 16, grid: int = 4, toleranc
     frames = np.asarray(frames, dtype=np.float32)
     distance = np.stack([part_distance(frames - picture) for picture in pictures], axis=-1)
     apart = min(part_distance(pictures[a] - pictures[b]).min() for a in range(num_pictures) for b in range(a))
-    classes = np.where(distance.min(-1) < tolerance * apart, distance.argmin(-1), -1)
+    classes = np.where(distance.min(-1) < apart / 2, distance.argmin(-1), -1)
     return classes.reshape(*lead, grid, grid)
 
 
-def is_consistent(
-    frames: np.ndarray, num_pictures: int = 16, grid: int = 4, tolerance: float = 0.5
-) -> np.ndarray:
+def is_consistent(frames: np.ndarray, num_pictures: int = 16, grid: int = 4) -> np.ndarray:
     """Whether all parts of a frame show one and the same class, bool (...); arguments as `parts_of`."""
-    parts = parts_of(frames, num_pictures, grid, tolerance).reshape(*frames.shape[:-3], grid * grid)
+    parts = parts_of(frames, num_pictures, grid).reshape(*frames.shape[:-3], grid * grid)
     return (parts[..., 0] >= 0) & (parts == parts[..., :1]).all(-1)
 
 
 gymnasium.register("Diagnostic/Catch-v0", entry_point="environments.diagnostic:Catch")
+gymnasium.register("Diagnostic/Reach-v0", entry_point="environments.diagnostic:Reach")
 gymnasium.register("Diagnostic/Twins-v0", entry_point="environments.diagnostic:Twins")

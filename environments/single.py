@@ -23,7 +23,7 @@ from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
 from environments.atari import AtariGame, emulator_arguments, is_atari
 from environments.spaces import ImageReader, action_map, observation_reader
-from environments.state_checks import expect, expect_array
+from environments.state_checks import expect
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -251,8 +251,8 @@ class SingleEnvironment:
             UserError: the state is malformed.
         """
         seed, digest, action = expect(state, "seed", int), expect(state, "digest", str), self.spaces.action
-        start = expect_array(state, "start", np.uint8, (None,)).tobytes()
-        actions = expect_array(state, "actions", action.dtype, (None, *action.shape))
+        start = expect(state, "start", np.uint8, (None,)).tobytes()
+        actions = expect(state, "actions", action.dtype, (None, *action.shape))
         if action.kind == "discrete" and ((actions < 0) | (actions >= action.size)).any():
             raise UserError(
                 f"environment state: 'actions' must be in [0, {action.size}), found {actions.max()}"

@@ -14,7 +14,7 @@ from agents import Policy
 from compute.random_streams import derive_seed
 from configuration.schema import Config
 from configuration.spaces import Spaces
-from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment, make_environment
+from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from evaluation.tables import Episode
 from utils import UserError
 
@@ -52,7 +52,7 @@ def evaluation_environment(
     """Return environments for whole episodes, seeded apart from training's and by purpose."""
     settings = config.BasicSettings
     seed = derive_seed(seed, purpose) % SEED_RANGE
-    return make_environment(
+    return VectorEnvironment(
         settings.env_name, config.Environment, settings.ImageSize, num_envs, seed, release_quirks
     )
 

@@ -21,7 +21,7 @@ from compute.memory_limits import check_replay_fits
 from compute.random_streams import RandomStreams, derive_seed
 from compute.threads import use_threads
 from configuration.schema import Config
-from env_wrapper import StepResult, make_environment
+from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
 from evaluation.episodes import Stopped, evaluate, evaluation_environment, summarise
 from evaluation.open_loop import imagination_video
@@ -94,7 +94,7 @@ class TrainingRun:
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
         self.streams.seed_default()
-        self.environment = make_environment(
+        self.environment = VectorEnvironment(
             settings.env_name,
             config.Environment,
             settings.ImageSize,

@@ -51,25 +51,44 @@ def test_random_play_catches_one_in_five() -> None:
     assert np.mean(returns) == pytest.approx(-0.6, abs=0.07)  # a standard error is 0.02
 
 
-@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Twins-v0"])
+@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Reach-v0", "Diagnostic/Twins-v0"])
 def test_gymnasiums_own_checker_is_content(name: str) -> None:
     check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
 
 
-@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Twins-v0"])
-def test_a_restored_environment_goes_on_as_the_saved_one(name: str) -> None:
-    env, other = gymnasium.make(name).unwrapped, gymnasium.make(name).unwrapped
-    env.reset(seed=1), other.reset(seed=2)
-    for action in (0, 1, 1):
-        env.step(action)
-    other.load_state_dict(env.state_dict())
-    for step in range(40):
-        for a, b in zip(env.step(step % 2), other.step(step % 2), strict=True):
-            np.testing.assert_equal(a, b)
-        if step % 6 == 5:
-            np.testing.assert_equal(env.reset()[0], other.reset()[0])
-    with pytest.raises(TypeError, match="must be an int"):
-        other.load_state_dict(env.state_dict() | {env.state_names[0]: "3"})
+def point(observation: np.ndarray, reach: float) -> np.ndarray:
+    """The action that moves the hand towards the target."""
+    return np.clip((observation[2:] - observation[:2]) / reach, -1, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 16])
+def test_who_points_at_the_target_reaches_it(steps: int) -> None:
+    env = gymnasium.make("Diagnostic/Reach-v0", steps=steps, render_mode="rgb_array")
+    rng, returns = np.random.default_rng(0), {"best": [], "random": []}
+    for policy in returns:
+        for episode in range(200):
+            observation, _ = env.reset(seed=episode)
+            rewards, ends = [], []
+            for _ in range(steps):
+                action = point(observation, min(1, 4 / steps)) if policy == "best" else rng.uniform(-1, 1, 2)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                rewards.append(reward)
+                ends.append((terminated, truncated))
+            assert ends == [(False, False)] * (steps - 1) + [(steps == 1, steps > 1)]
+            assert policy == "random" or rewards[-1] == pytest.approx(1, abs=1e-6)
+            returns[policy].append(sum(rewards))
+    assert np.mean(returns["best"]) > 0.85 * steps and np.mean(returns["random"]) < 0.2 * steps
+
+
+def test_reach_draws_hand_and_target_where_they_are() -> None:
+    env = gymnasium.make("Diagnostic/Reach-v0", steps=1, image_size=50, render_mode="rgb_array")
+    for seed in range(5):
+        target = env.reset(seed=seed)[0][2:]
+        picture = env.render().astype(int)
+        shown = (picture[..., 0] > 200) & (picture[..., 1] > 150)  # the target's colour but its soft edge
+        rows, columns = np.nonzero(shown)
+        centre = np.array([columns.mean(), rows.mean()]) * 2 / 49 - 1
+        assert np.abs(centre - target).max() < 0.12 and (picture == PADDLE).all(-1).any()
 
 
 def test_twins_draws_every_picture_equally_often_and_independently() -> None:

@@ -15,7 +15,7 @@ import pytest
 from stub_envs import FRESH_SEED, TROUBLE_AT
 
 from configuration.schema import Environment
-from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment, make_environment
+from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from environments import workers as env_workers
 from utils import UserError
 
@@ -29,7 +29,7 @@ def make() -> Iterable[Make]:
 
     def build(trouble: str, num_envs: int = 2, timeout: float = 0.0, seed: int = 0) -> VectorEnvironment:
         name = f"stub_envs:Stub{trouble.title().replace(' ', '')}-v0"
-        made.append(make_environment(name, Environment(StepTimeout=timeout), 16, num_envs, seed))
+        made.append(VectorEnvironment(name, Environment(StepTimeout=timeout), 16, num_envs, seed))
         return made[-1]
 
     yield build

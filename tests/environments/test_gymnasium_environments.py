@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 
 from configuration.schema import Environment
-from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment, make_environment
+from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from environments.spaces import ImageReader, action_map, observation_reader
 from utils import UserError
 
@@ -29,7 +29,7 @@ def make() -> Iterable[Make]:
     made: list[VectorEnvironment] = []
 
     def build(name: str, num_envs: int = 1, seed: int = 3, **settings: Any) -> VectorEnvironment:
-        made.append(make_environment(name, Environment(**settings), 64, num_envs, seed))
+        made.append(VectorEnvironment(name, Environment(**settings), 64, num_envs, seed))
         return made[-1]
 
     yield build
@@ -72,6 +72,8 @@ SPACES = [
     ("MountainCarContinuous-v0", "gymnasium", 2, ("continuous", 1), {"ActionRepeat": 3}),
     ("Blackjack-v1", "gymnasium", 45, ("discrete", 2), {}),
     ("CartPole-v1", "pygame", None, ("discrete", 2), {"Observation": "image"}),
+    ("Diagnostic/Reach-v0", "gymnasium", 4, ("continuous", 2), {}),
+    ("Diagnostic/Reach-v0", "gymnasium", None, ("continuous", 2), {"Observation": "image"}),
     ("LunarLander-v3", "Box2D", 8, ("discrete", 4), {}),
     ("LunarLanderContinuous-v3", "Box2D", 8, ("continuous", 2), {"ActionRepeat": 2}),
     ("CarRacing-v3", "Box2D", None, ("continuous", 3), {"Arguments": {"max_episode_steps": 20}}),
@@ -309,12 +311,12 @@ except UserError as error:
 """
 NO_DRAWING = """
 from configuration.schema import Environment
-from env_wrapper import make_environment
+from env_wrapper import VectorEnvironment
 from utils import UserError
-environment = make_environment("dm_control/cartpole-balance-v0", Environment(), 64, 1, 0)
+environment = VectorEnvironment("dm_control/cartpole-balance-v0", Environment(), 64, 1, 0)
 print(environment.reset().shape)
 try:
-    make_environment("dm_control/cartpole-balance-v0", Environment(Observation="image"), 64, 1, 0).reset()
+    VectorEnvironment("dm_control/cartpole-balance-v0", Environment(Observation="image"), 64, 1, 0).reset()
 except UserError as error:
     print(error)
 """

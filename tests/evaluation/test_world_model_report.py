@@ -19,7 +19,7 @@ from agents import make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
-from env_wrapper import EnvironmentFault, StepResult, make_environment
+from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from evaluation.episodes import environment_spaces, evaluation_environment
 from evaluation.open_loop import OpenLoop
 from evaluation.policies import EvaluationPolicy
@@ -105,7 +105,7 @@ def test_vectors_are_judged_in_symlog_space_and_not_filmed(
 
 def test_held_out_play_is_whole_episodes_in_order() -> None:
     config = catch_config()
-    environment = make_environment("Diagnostic/Catch-v0", config.Environment, 16, 1, 7)
+    environment = VectorEnvironment("Diagnostic/Catch-v0", config.Environment, 16, 1, 7)
     models = (*make_models(config, SPACES, CPU), False)
     try:
         policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
