@@ -76,9 +76,7 @@ class Environment:
     """The game as the agent plays it, and what is done about its faults."""
 
     Observation: str = fixed("auto", "as the environment returns it, drawn, or flattened", OBSERVATIONS)
-    ActionRepeat: int | None = fixed(
-        None, "steps per action (not Atari); unset: 2 of dm_control, else 1", COUNT
-    )
+    ActionRepeat: int | None = fixed(None, "its steps per action; unset: 2 of dm_control, else 1", COUNT)
     Arguments: dict[str, Any] = fixed({}, "further arguments of gymnasium.make")
     FullActionSpace: bool = fixed(False, "all 18 actions of an Atari game, not only those that it uses")
     FrameSkip: int = fixed(4, "emulator frames per agent step", COUNT)
