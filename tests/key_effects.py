@@ -31,7 +31,7 @@ from compute.execution import Execution
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from env_wrapper import make_environment
+from env_wrapper import VectorEnvironment
 from evaluation.tables import Episode
 from run_files.directory import RunDirectory
 from sub_models.batch import Batch, Rollout
@@ -318,12 +318,12 @@ def atari(config: Config) -> Effects:
     seen: dict[str, list[Any]] = {name: [] for name in ATARI}
     for game in ("Breakout", "Assault"):
         try:
-            environment = make_environment(f"ALE/{game}-v5", config.Environment, 16, 1, 0)
+            environment = VectorEnvironment(f"ALE/{game}-v5", config.Environment, 16, 1, 0)
         except UserError as error:
             return dict.fromkeys(ATARI, str(error))
         with contextlib.closing(environment):
             environment.reset()
-            seen["game's actions"].append(environment.num_actions)
+            seen["game's actions"].append(environment.spaces.action.size)
             for step in range(45):
                 environment.start_step(np.array([1 + step % 3]))
                 result = environment.finish_step()

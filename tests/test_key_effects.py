@@ -154,7 +154,7 @@ PROBES = {
         2, (LENGTH | EVALUATED) - {"logs"}, ("Models.WorldModel.LearningRate=1e30",)
     ),
     "Environment.Observation": Probe("vector", {"observations", "videos", "game's actions"} | GAME),
-    "Environment.ActionRepeat": Probe(2, PLAY),
+    "Environment.ActionRepeat": Probe(2, PLAY | GAME),
     "Environment.Arguments": Probe("{pay: 5}", {"rewards", "episodes", "game's actions"} | GAME),
     "Environment.FullActionSpace": Probe(True, {"game's actions", "game"}),
     "Environment.FrameSkip": Probe(3, GAME),
