@@ -124,11 +124,11 @@ def load_policy(
         UserError: no such run or checkpoint, or one that cannot be used.
     """
     checkpoints, step_of_file = find_checkpoints(source)
-    saved = [folder / "config.yaml" for folder in (checkpoints.parent, checkpoints)]
-    config = load_saved_config(next((path for path in saved if path.is_file()), saved[0]))
+    home = checkpoints if (checkpoints / "config.yaml").is_file() else checkpoints.parent
+    config = load_saved_config(home / "config.yaml")
     step = choose_steps(checkpoints, step_of_file or str(checkpoint))[-1]
     execution = Execution(config.BasicSettings, resolve_device(device))
-    spaces = read_spaces(checkpoints.parent / "run.json") or environment_spaces(config)
+    spaces = read_spaces(home / "run.json") or environment_spaces(config)
     models = load_models(config, spaces, execution, checkpoints, step)
     greedy = config.Evaluation.Greedy if greedy is None else greedy
     return EvaluationPolicy(config, models, num_envs, execution, config.BasicSettings.Seed, greedy)
@@ -146,5 +146,6 @@ def find_checkpoints(source: str | Path) -> tuple[Path, str | None]:
         return path.absolute() / "ckpt" if (path / "ckpt").is_dir() else path.absolute(), None
     if path.name != str(source).rstrip("/"):
         raise UserError(f"no run or checkpoint in {path.absolute()}")
-    run = RunDirectory(path.name, REPOSITORY)
-    return (run if run.outputs.is_dir() else find_run(path.name)).checkpoints, None
+    here, run = RunDirectory(path.name), RunDirectory(path.name, REPOSITORY)
+    found = run if run.outputs.is_dir() and not here.outputs.is_dir() else find_run(path.name)
+    return found.checkpoints.absolute(), None

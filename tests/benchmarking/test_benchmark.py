@@ -11,6 +11,7 @@ from tiny_runs import GIT_STORM, SMALL
 
 import benchmark
 from benchmarking import measurements
+from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from utils import UserError
 
 SHORT = ["--repeats=1", "--warm-up=0"]
@@ -50,6 +51,23 @@ def test_the_release_is_compared_with_at_its_sizes_only(other: str) -> None:
     assert benchmark.is_release_size(benchmark.load_config([]), device)
     assert not benchmark.is_release_size(benchmark.load_config([other]), device)
     assert not benchmark.is_release_size(benchmark.load_config([]), torch.device("meta"))
+
+
+def test_an_environments_fault_does_not_end_the_measurement_of_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, calls = VectorEnvironment.finish_step, []
+
+    def failing(self: VectorEnvironment) -> StepResult:
+        result = original(self)
+        calls.append(result)
+        if len(calls) == 3:
+            raise EnvironmentFault("it died", result.observation, self.seeds)
+        return result
+
+    monkeypatch.setattr(VectorEnvironment, "finish_step", failing)
+    config = benchmark.load_config([*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0"])
+    assert benchmark.evaluation_speed(config, 4)["evaluation_steps_per_s"] > 0 and len(calls) > 3
 
 
 def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

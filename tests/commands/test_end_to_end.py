@@ -40,6 +40,7 @@ from tiny_runs import (
 from agents import Policy
 from env_wrapper import VectorEnvironment
 from evaluation import load_policy, scoring, video
+from evaluation import policies as evaluation_policies
 from evaluation.episodes import evaluate as play_episodes
 from evaluation.policies import EvaluationPolicy
 from evaluation.tables import Episode
@@ -465,10 +466,13 @@ def test_what_an_agent_sees_and_does_is_saved_with_its_run(
     assert (spaces.observation.shape, spaces.action.size) == ((16, 16, 3), 14)
 
 
-def test_an_agent_is_loaded_from_any_folder(runs: Path, tmp_path: Path) -> None:
+def test_an_agent_is_loaded_from_any_folder(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_policies, "REPOSITORY", runs)
     run = runs / "outputs" / "storm"
     files = [run / "ckpt" / name for name in ("agent_50.pth", "world_model_100.pth")]
-    sources = [run, f"{run}/", run / "ckpt", *files]
+    sources = ["storm", f"{run}/", run / "ckpt", *files]
     with in_folder(tmp_path):
         policies = [load_policy(source, device="cpu") for source in sources]
         shutil.copytree(run / "ckpt", tmp_path / "mine")
