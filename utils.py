@@ -118,17 +118,20 @@ def as_file_name(text: str) -> str:
     return re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
 
 
-def load_class(text: str) -> Any:
-    """Return what `module:name` names, importing the module.
+def load_class(text: str) -> type:
+    """Return the class that `module:Class` names, importing the module.
 
     Raises:
-        UserError: it is not of that form, or there is no such thing.
+        UserError: it is not of that form, or there is no such class.
     """
     module, _, name = text.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{text!r} names no class as module:Class ({error})") from error
+    if not isinstance(found, type):
+        raise UserError(f"{text!r} names no class as module:Class")
+    return found
 
 
 def nvidia_card_present() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from configuration.checks import check_config, check_run_name, is_section, read_value, show, warnings_about
 from configuration.schema import CLASS, IGNORED, Config, schema
@@ -163,11 +163,11 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _merge(config: Config, layers: Iterable[Mapping[str, Any]]) -> Config:
     """A copy of `config` with typed layers (dotted key → value) put over it in turn, named and checked."""
-    merged = copy.deepcopy(config)
+    tree = OmegaConf.structured(config)
     for layer in layers:
         for name in layer.keys() - IGNORED.keys():
-            section, _, last = name.rpartition(".")
-            setattr(attrgetter(section)(merged) if section else merged, last, layer[name])
+            OmegaConf.update(tree, name, layer[name], merge=False)
+    merged = OmegaConf.to_object(tree)
     check_config(merged)
     settings = merged.BasicSettings
     if settings.n is None:
