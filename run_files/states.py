@@ -2,7 +2,7 @@
 
 A state is three kinds of file in one directory, all written aside and renamed, the manifest last:
 
-    manifest_<k>.json             what belongs to save number k, with checksums of it and of itself
+    manifest_<k>.json             SHA-256 by name of the files that belong to save number k
     state_<k>.pt                  everything but the replay rows
     rows_<start>_<stop>_<k>.pt    replay rows [start, stop), first written by save k
 
@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from run_files.tensor_files import read_tensors, reading, sha256_of, write_tensors
+from run_files.manifest import sha256_of
+from run_files.tensor_files import read_tensors, reading, write_tensors
 from utils import UserError, write_atomically
 
-FORMAT = 2
 KEPT_STATES = 2
 MERGE_ROWS = 1_000
 _MANIFEST = re.compile(r"manifest_(0|[1-9]\d{0,14})\.json")
@@ -53,67 +52,35 @@ class RowSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What belongs to the saved state of a step: its file, and those of replay rows [oldest, count)."""
-
-    number: int
-    step: int
-    oldest: int
-    count: int
-    files: dict[str, str]  # SHA-256 by name, those of rows in their order
-    format: int = FORMAT
-
-    def row_files(self) -> list[tuple[str, int, int]]:
-        """Return name, start and stop of each file of rows."""
-        matches = (_ROWS.fullmatch(name) for name in self.files)
-        return [(match[0], int(match[1]), int(match[2])) for match in matches if match]
-
-    def encode(self) -> bytes:
-        """Return the bytes of the manifest's file, which end with their own checksum."""
-        body = asdict(self)
-        digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-        return json.dumps({**body, "checksum": digest}, indent=1).encode()
-
-    @staticmethod
-    def decode(data: bytes) -> Manifest:
-        """Return the manifest that encodes to exactly `data`; raise any exception if none does."""
-        fields = json.loads(data)
-        if fields.pop("checksum", None) is None or fields["format"] != FORMAT:
-            raise ValueError(f"it is not of format {FORMAT}")
-        manifest = Manifest(**fields)
-        if manifest.encode() != data:
-            raise ValueError("its bytes do not match its checksum")
-        return manifest
-
-
-@dataclass(frozen=True)
 class SavedState:
     """A state read back.
 
-    step: environment step of the state. state: what was given to `save`.
+    step: environment step of the state. state: what was given to `save`. path: of its file.
+    oldest, count: of its replay rows. files: the checksums in its manifest.
     notes: one line for each newer state that was found broken and passed over.
     """
 
     step: int
     state: dict[str, Any]
-    notes: tuple[str, ...]
-    path: Path  # of the state's file
-    manifest: Manifest
+    oldest: int
+    count: int
+    path: Path
+    files: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def restore_rows(self, rows: RowSource) -> None:
         """Import the saved replay rows into an empty replay memory of the same capacity.
 
         Raise UserError if a file broke since it was verified, or does not fit the memory.
         """
-        saved = self.manifest
-        for name, first, _ in saved.row_files():
-            path, skipped = self.path.with_name(name), max(0, saved.oldest - first)
-            stored = read_tensors(path, saved.files[name])
+        for name, first, _ in _row_files(self.files):
+            path, skipped = self.path.with_name(name), max(0, self.oldest - first)
+            stored = read_tensors(path, self.files[name])
             with reading(path):
                 rows.import_rows(first + skipped, {k: each.numpy()[skipped:] for k, each in stored.items()})
-        if (rows.oldest, rows.count) != (saved.oldest, saved.count):
+        if (rows.oldest, rows.count) != (self.oldest, self.count):
             raise UserError(
-                f"{self.path.parent}: the state has replay rows {saved.oldest} to {saved.count}, "
+                f"{self.path.parent}: the state has replay rows {self.oldest} to {self.count}, "
                 f"this run's replay memory holds {rows.oldest} to {rows.count} of them"
             )
 
@@ -132,7 +99,7 @@ class StateStore:
     def __init__(self, directory: Path, merge_rows: int = MERGE_ROWS) -> None:
         self.directory = directory
         self.merge_rows = merge_rows
-        self._kept: list[Manifest] = []  # oldest first
+        self._kept: list[tuple[int, dict[str, str]]] = []  # step and files, manifest included, oldest first
 
     def exists(self) -> bool:
         """Return whether any state, usable or not, is saved here."""
@@ -152,17 +119,16 @@ class StateStore:
             raise RuntimeError(f"{self.directory} holds states: load() before save()")
         used = [int(match[1]) for match in map(_OWN_FILE.fullmatch, self._names()) if match]
         number = max(used, default=0) + 1  # so that what a killed save left is not in the way
-        state_file = f"state_{number}.pt"
+        name, manifest = f"state_{number}.pt", f"manifest_{number}.json"
+        whole = {"step": step, "state": state, "oldest": rows.oldest, "count": rows.count}
         try:
             files = self._save_rows(number, rows)
-            files[state_file] = write_tensors(self.directory / state_file, state)
-            manifest = Manifest(number, step, rows.oldest, rows.count, files)
-            content = manifest.encode()
-            write_atomically(self._manifest_path(number), lambda file: file.write(content))
+            files[name] = write_tensors(self.directory / name, whole)
+            write_atomically(self.directory / manifest, json.dumps(files, indent=1))
         except UserError as error:
-            kept = f"the state of step {self._kept[-1].step} stays" if self._kept else "no state is saved yet"
+            kept = f"the state of step {self._kept[-1][0]} stays" if self._kept else "no state is saved yet"
             raise UserError(f"the state of step {step} was not saved ({kept}): {error}") from error
-        self._kept = [*self._kept, manifest][-KEPT_STATES:]
+        self._kept = [*self._kept, (step, files | {manifest: ""})][-KEPT_STATES:]
         self._remove_unneeded()
 
     def load(self) -> SavedState | None:
@@ -173,13 +139,12 @@ class StateStore:
         notes: list[str] = []
         for number in reversed(self._numbers()):
             try:
-                manifest, state = self._read(number)
+                saved = self._read(number, tuple(notes))
             except UserError as error:
                 notes.append(f"saved state {number} is not usable: {error}")
                 continue
-            self._kept = [manifest]
-            path = self.directory / f"state_{number}.pt"
-            return SavedState(manifest.step, state, tuple(notes), path, manifest)
+            self._kept = [(saved.step, saved.files | {f"manifest_{number}.json": ""})]
+            return saved
         if notes:
             raise UserError(
                 f"no saved state in {self.directory} is usable; BasicSettings.Restart=True archives the run "
@@ -187,41 +152,36 @@ class StateStore:
             )
         return None
 
-    def _read(self, number: int) -> tuple[Manifest, dict[str, Any]]:
-        path = self._manifest_path(number)
-        with reading(path):
-            manifest = Manifest.decode(path.read_bytes())
-            if manifest.number != number:
-                raise UserError(f"{path}: is the manifest of state {manifest.number}, not of {number}")
-            for name, _, _ in manifest.row_files():
+    def _read(self, number: int, notes: tuple[str, ...]) -> SavedState:
+        manifest, path = (self.directory / name for name in (f"manifest_{number}.json", f"state_{number}.pt"))
+        with reading(manifest):
+            files = json.loads(manifest.read_bytes())
+            for name, _, _ in _row_files(files):
                 with reading(file := self.directory / name):
-                    if sha256_of(file) != manifest.files[name]:
-                        raise UserError(f"{file}: is damaged (its bytes do not match their checksum)")
-            name = f"state_{number}.pt"
-            state = read_tensors(self.directory / name, manifest.files[name])
-        return manifest, copy.deepcopy(state)  # out of the file, which is removed one day
+                    if sha256_of(file) != files[name]:
+                        raise UserError(f"{file}: is damaged (its bytes do not match {manifest.name})")
+            whole = copy.deepcopy(read_tensors(path, files[path.name]))  # out of the file, which goes one day
+            return SavedState(**whole, path=path, files=files, notes=notes)
 
     def _save_rows(self, number: int, rows: RowSource) -> dict[str, str]:
         """Write the rows that no file holds yet; return the files, with checksums, of all rows now held."""
-        earlier = self._kept[-1] if self._kept else Manifest(0, 0, 0, 0, {})
-        saved = earlier.count
+        earlier = self._kept[-1][1] if self._kept else {}
+        needed = _row_files(earlier)
+        saved = needed[-1][2] if needed else 0
         assert rows.count >= saved, (
             f"{rows.count} rows in the replay memory, {saved} saved: restore them first"
         )
-        needed = [each for each in earlier.row_files() if each[2] > rows.oldest]
+        needed = [each for each in needed if each[2] > rows.oldest]
         start = max(saved, rows.oldest)
         if rows.count > saved and needed and needed[-1][2] - needed[-1][1] < self.merge_rows:
             start = max(needed.pop()[1], rows.oldest)
-        files = {name: earlier.files[name] for name, _, _ in needed}
+        files = {name: earlier[name] for name, _, _ in needed}
         if rows.count > saved:
             name = f"rows_{start}_{rows.count}_{number}.pt"
             arrays = rows.export_rows(start, rows.count)
             tensors = {key: torch.from_numpy(np.ascontiguousarray(each)) for key, each in arrays.items()}
             files[name] = write_tensors(self.directory / name, tensors)
         return files
-
-    def _manifest_path(self, number: int) -> Path:
-        return self.directory / f"manifest_{number}.json"
 
     def _numbers(self) -> list[int]:
         """Numbers of the saved states, ascending."""
@@ -237,9 +197,14 @@ class StateStore:
 
     def _remove_unneeded(self) -> None:
         """Delete what no kept state needs, manifests first so that none is left without its files."""
-        needed = {self._manifest_path(manifest.number).name for manifest in self._kept}
-        needed |= {name for manifest in self._kept for name in manifest.files}
+        needed = {name for _, files in self._kept for name in files}
         unneeded = [name for name in self._names() if _OWN_FILE.fullmatch(name) and name not in needed]
         for name in sorted(unneeded, key=lambda name: not _MANIFEST.fullmatch(name)):
             with contextlib.suppress(OSError):  # what cannot be deleted now is tried again at the next save
                 (self.directory / name).unlink()
+
+
+def _row_files(files: dict[str, str]) -> list[tuple[str, int, int]]:
+    """Name, start and stop of each file of rows, in their order."""
+    matches = (_ROWS.fullmatch(name) for name in files)
+    return [(match[0], int(match[1]), int(match[2])) for match in matches if match]

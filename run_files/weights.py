@@ -88,16 +88,11 @@ def checkpoint_files(directory: Path, step: int) -> tuple[Path, Path]:
 def _check_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
+    count = f"{len(missing)} of {len(own)} entries are missing, {len(unknown)} are not expected"
     if missing:
-        hint = nearest(missing[0], unknown)
-        raise UserError(
-            f"{source}: has no entry {missing[0]!r}{hint}; {len(missing)} of {len(own)} are missing"
-        )
+        raise UserError(f"{source}: has no entry {missing[0]!r}{nearest(missing[0], unknown)}; {count}")
     if unknown:
-        hint = nearest(unknown[0], own)
-        raise UserError(
-            f"{source}: entry {repr(unknown[0])[:120]} is not expected{hint} ({len(unknown)} such entries)"
-        )
+        raise UserError(f"{source}: {unknown[0]!r:.120} is not expected{nearest(unknown[0], own)}; {count}")
 
 
 def _plain_name(name: str) -> str:

@@ -62,7 +62,7 @@ def _state(directory: Path) -> dict[str, Any]:
     rows: dict[int, dict[str, Any]] = {}
 
     class Rows:
-        oldest, count = saved.manifest.oldest, saved.manifest.count
+        oldest, count = saved.oldest, saved.count
 
         def import_rows(self, start: int, values: dict[str, Any]) -> None:
             length = len(values["action"])

@@ -235,7 +235,7 @@ class TestLoadInto:
         assert equal(module.state_dict(), before)  # all or nothing
 
     def test_missing(self) -> None:
-        self.check({"2.bias": None}, r"w\.pth: has no entry '2\.bias'; 1 of 9 are missing")
+        self.check({"2.bias": None}, r"w\.pth: has no entry '2\.bias'; 1 of 9 entries are missing")
 
     def test_misspelt(self) -> None:
         self.check(
@@ -243,7 +243,7 @@ class TestLoadInto:
         )
 
     def test_unexpected(self) -> None:
-        self.check({"3.bias": torch.zeros(2)}, r"w\.pth: entry '3\.bias' is not expected")
+        self.check({"3.bias": torch.zeros(2)}, r"w\.pth: '3\.bias' is not expected")
 
     def test_shape(self) -> None:
         self.check(
