@@ -22,7 +22,9 @@ if [[ "${1:-}" == --array ]]; then
 fi
 [[ $# -ge 3 ]] || fail "$usage"
 
-set_up requirements.txt
+requirements=requirements.txt
+[[ "$1" == *dm_control/* ]] && requirements=requirements-control.txt
+set_up "$requirements"
 # The script becomes the training, so that signals reach it.
 exec "$STORM_PYTHON" "$STORM_ROOT/sweep.py" "task=$task" "storage=$STORM_ROOT" \
   "games=$1" "seeds=$2" "configs=$3" "${@:4}"

@@ -12,7 +12,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODULES = (  # of requirements.txt
-    *("torch", "gymnasium", "ale_py", "numpy", "yaml", "tensorboard", "cv2", "einops", "tqdm", "PIL"),
+    *(
+        "torch",
+        "gymnasium",
+        "ale_py",
+        "numpy",
+        "omegaconf",
+        "yaml",
+        "tensorboard",
+        "cv2",
+        "einops",
+        "tqdm",
+        "PIL",
+    ),
     *("matplotlib", "scipy", "pandas", "jinja2"),
 )
 

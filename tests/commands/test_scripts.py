@@ -203,6 +203,12 @@ def test_a_program_that_is_no_python_is_refused(copy: Path, program: str) -> Non
     assert f"STORM_PYTHON={program}: is no Python or lacks packages" in said
 
 
+def test_a_control_task_brings_its_own_requirements(copy: Path) -> None:
+    task = "dm_control/cartpole-balance-v0"
+    code, _, said = call(copy, "train.sh", task, "0", "STORM-control", STORM_PYTHON="/bin/false")
+    assert code == 2 and "pip install -r requirements-control.txt" in said
+
+
 def test_a_missing_version_is_not_taken_for_met(copy: Path) -> None:
     (copy / "requirements.txt").write_text("torch>=999\n")
     code, _, said = call(copy, "train.sh", "Pong", "0", "STORM")
