@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -94,11 +95,12 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def silence() -> None:
-    """Let what this process prints from here on go nowhere."""
+def silence(only_terminal: bool = False) -> None:
+    """Let what this process prints from here on, or what of it goes to a terminal, go nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
-        os.dup2(nowhere, number)
+        if not only_terminal or stat.S_ISCHR(os.fstat(number).st_mode):
+            os.dup2(nowhere, number)
 
 
 def _one_line(text: str) -> str:

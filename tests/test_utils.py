@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,16 @@ def test_a_notebook_may_run_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         utils.run_cli(main)
     assert ended.value.code == 2 and sys.stderr.getvalue() == "error: said\n"
+
+
+def test_only_what_goes_to_a_terminal_is_silenced(tmp_path: Path) -> None:
+    code = "import os, utils; utils.silence(only_terminal=True); os.write(1, b'a'); os.write(2, b'b')"
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(REPOSITORY)
+        os.dup2(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT), 2)
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    with pytest.raises(OSError, match="Input/output"):  # the terminal's end, nothing before it
+        os.read(terminal, 1)
+    os.waitpid(process, 0)
+    assert (tmp_path / "log").read_text() == "b"

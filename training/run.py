@@ -64,7 +64,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         if number == signal.SIGHUP:
-            silence()  # there is no terminal to print to
+            silence(only_terminal=True)  # there is none to print to
 
 
 class TrainingRun:

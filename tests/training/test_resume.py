@@ -233,7 +233,7 @@ def test_a_queue_may_ask_by_any_signal(name: str) -> None:
     with in_folder(Path()):  # puts the handlers back
         stop = StopRequest()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.run.silence", lambda: None)
+            patch.setattr("training.run.silence", lambda only_terminal: None)
             os.kill(os.getpid(), number)
         assert stop.signal == f"SIG{name}"
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
