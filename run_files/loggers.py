@@ -114,13 +114,17 @@ class RunLogger:
 def find_logger(name: str) -> Callable[[RunDirectory, Config, int], Logger]:
     """Return the class, or the like, that `BasicSettings.Loggers` names; raise UserError if there is none."""
     module, colon, attribute = name.partition(":")
-    if name not in LOGGERS and not colon:
-        known = f"{', '.join(LOGGERS)} or module:Class"
-        raise UserError(f"BasicSettings.Loggers={name}: must be {known}{nearest(name, LOGGERS)}")
+    known = [*LOGGERS, *SERVICES]
+    if name not in known and not colon:
+        hint = f"must be {', '.join(known)} or module:Class{nearest(name, known)}"
+        raise UserError(f"BasicSettings.Loggers={name}: {hint}")
     try:
+        if name in SERVICES:
+            return functools.partial(Service, importlib.import_module(name))
         return LOGGERS.get(name) or getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"BasicSettings.Loggers={name}: {error}") from error
+        hint = f"; pip install {name}" if name in SERVICES else ""
+        raise UserError(f"BasicSettings.Loggers={name}: {error}{hint}") from error
 
 
 class JsonLines(Logger):
@@ -193,15 +197,11 @@ class TensorBoard(Logger):
 class Service(Logger):
     """Weights & Biases or Trackio, whose interfaces agree. What was logged there cannot be dropped."""
 
-    def __init__(self, module: str, directory: RunDirectory, config: Config, first_step: int) -> None:
-        self._name, self._id = module, uuid.uuid4().hex
+    def __init__(self, module: Any, directory: RunDirectory, config: Config, first_step: int) -> None:
+        self._module, self._name, self._id = module, module.__name__, uuid.uuid4().hex
         self._folder = directory.outputs
         self._settings = {"project": PROJECT, "name": directory.name, "config": dataclasses.asdict(config)}
         self._settings["resume"] = "allow" if first_step else "never"
-        try:
-            self._module = importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"BasicSettings.Loggers={module}: {error}; pip install {module}") from error
 
     @functools.cached_property
     def _run(self) -> Any:
@@ -235,12 +235,8 @@ class Service(Logger):
             self._run.finish()
 
 
-LOGGERS: dict[str, Callable[[RunDirectory, Config, int], Logger]] = {
-    "tensorboard": TensorBoard,
-    "jsonl": JsonLines,
-    "wandb": functools.partial(Service, "wandb"),
-    "trackio": functools.partial(Service, "trackio"),
-}
+LOGGERS = {"tensorboard": TensorBoard, "jsonl": JsonLines}
+SERVICES = ("wandb", "trackio")  # packages, imported only where they are named
 
 
 class AppendedFile:

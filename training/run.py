@@ -28,7 +28,7 @@ from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
-from run_files.loggers import RunLogger
+from run_files.loggers import RunLogger, find_logger
 from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
@@ -86,6 +86,8 @@ class TrainingRun:
         self.config, self.directory, self.store = config, directory, store
         settings, task = config.BasicSettings, config.JointTrainAgent
         self.notes = ignored_settings(settings.env_name, config.Environment)
+        for name in settings.Loggers:
+            find_logger(name)  # before anything is begun, or archived
         device = resolve_device(settings.device)
         self.threads = 0
         if saved is None:

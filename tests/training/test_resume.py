@@ -342,8 +342,9 @@ def test_a_run_that_was_moved_says_so_and_keeps_both(whole: Path, stopped: Path)
 
 def test_restart_archives_the_run(whole: Path, stopped: Path) -> None:
     old = (stopped / "outputs" / "run" / "ckpt" / "agent_50.pth").read_bytes()
-    refused = train(stopped, "run", "BasicSettings.Restart=true", "BasicSettings.env_name=ALE/None-v5")
-    assert refused.code == 2 and not (stopped / "outputs" / "run.archived-1").exists()
+    for wrong in ("BasicSettings.env_name=ALE/None-v5", "BasicSettings.Loggers=tensrboard"):
+        refused = train(stopped, "run", "BasicSettings.Restart=true", wrong)
+        assert refused.code == 2 and not (stopped / "outputs" / "run.archived-1").exists()
     assert train(stopped, "run", "BasicSettings.Restart=true").code == 0
     assert differences(whole, stopped) == []
     assert (stopped / "outputs" / "run.archived-1" / "ckpt" / "agent_50.pth").read_bytes() == old
