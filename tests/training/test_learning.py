@@ -43,6 +43,21 @@ def test_catch_is_learned(tmp_path: Path, model: str, overrides: tuple[str, ...]
     assert "running it eagerly" not in log
 
 
+def test_a_bandit_of_continuous_actions_is_solved(tmp_path: Path) -> None:
+    """Where to point is seen and drawn anew at each step; at random a step returns about -0.1, at best 1."""
+    settings = [
+        "BasicSettings.env_name=Diagnostic/Reach-v0",
+        "Environment.Arguments={steps: 1}",
+        "JointTrainAgent.SampleMaxSteps=1000",
+        "Models.WorldModel.VectorHiddenDim=64",
+        "Models.WorldModel.VectorLayers=2",
+        "Models.WorldModel.ReconstructionWeight=10",
+    ]
+    assert training.start_training("bandit", "STORM-catch", settings, tmp_path).wait() == 0
+    returns = [value for _, value in training.training_returns("bandit", tmp_path)]
+    assert sum(returns[:200]) / 200 < 0.1 and sum(returns[-200:]) / 200 > 0.45
+
+
 @pytest.mark.parametrize(
     ("returns", "step"),
     [
