@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
+
+# However the tests were started, as by nohup or in a script's background: no signal is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SAY_EVERY = 30.0  # seconds
