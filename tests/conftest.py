@@ -14,6 +14,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background, and nohup, leave signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, which tests send
 SAY_EVERY = 30.0  # seconds
 
 
