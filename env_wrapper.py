@@ -55,8 +55,6 @@ class EnvironmentFault(Exception):
 class VectorEnvironment:
     """N environments, in this process (N = 1 without a time limit) or in a worker process each.
 
-    `spaces` says what they return and take.
-
     Args:
         name: Gymnasium id, `dm_control/<domain>-<task>-v0`, or `module:id` for one that a module registers.
         settings: of the environment.
@@ -77,23 +75,19 @@ class VectorEnvironment:
         seed: int,
         release_quirks: bool = False,
     ) -> None:
-        self.name, self.image_size, self.num_envs = name, image_size, num_envs
+        self.name, self.num_envs = name, num_envs
         self.seeds = [seed + index for index in range(num_envs)]
         self.fault_count = 0
         self._seed, self._settings, self._release_quirks = seed, settings, release_quirks
+        self._build = functools.partial(SingleEnvironment, name, settings, image_size, release_quirks)
         self._resume_count = 0  # times that a state could not be restored exactly
         self._stepping = False
         self._pending_fault = ""  # happened while saving; reported by the next step
         self._return = np.zeros(num_envs)
         self._length = np.zeros(num_envs, np.int64)
         with self._refusal():
-            self._pool = self._open_pool()
+            self._pool = Pool(self._build, num_envs, settings.StepTimeout)
         self.spaces = self._pool.spaces
-
-    def _open_pool(self) -> Pool:
-        arguments = (self.name, self._settings, self.image_size, self._release_quirks)
-        build = functools.partial(SingleEnvironment, *arguments)
-        return Pool(build, self.num_envs, self._settings.StepTimeout)
 
     @contextlib.contextmanager
     def _refusal(self) -> Iterator[None]:
@@ -147,16 +141,14 @@ class VectorEnvironment:
     def _executed(self, actions: np.ndarray) -> np.ndarray:
         """Return what the environments are told to do: int64 (N,), or float32 (N, size) in [−1, 1]."""
         spec = self.spaces.action
-        shape = (self.num_envs, *spec.shape)
-        kinds, words = ("iu", "integers") if spec.kind == "discrete" else ("f", "floats")
-        if actions.shape != shape or actions.dtype.kind not in kinds:
-            raise ValueError(f"actions must be {words} {shape}, found {actions.dtype} {actions.shape}")
-        if spec.kind == "discrete" and (actions.min() < 0 or actions.max() >= spec.size):
-            raise ValueError(f"actions must be in [0, {spec.size}), found {actions.tolist()}")
-        if not np.isfinite(actions).all():
-            raise ValueError(f"actions must be finite, found {actions.tolist()}")
-        executed = actions if spec.kind == "discrete" else np.clip(actions, -1, 1)
-        return executed.astype(spec.dtype)
+        shape, discrete = (self.num_envs, *spec.shape), spec.kind == "discrete"
+        kinds, wanted = ("iu", f"integers in [0, {spec.size})") if discrete else ("f", "finite floats")
+        if actions.shape == shape and actions.dtype.kind in kinds and np.isfinite(actions).all():
+            if not discrete:
+                return np.clip(actions, -1, 1).astype(spec.dtype)
+            if actions.min() >= 0 and actions.max() < spec.size:
+                return actions.astype(spec.dtype)
+        raise ValueError(f"actions must be {wanted} {shape}, found {actions.dtype} {actions.tolist()}")
 
     def finish_step(self) -> StepResult:
         """Wait for the step that `start_step` began.
@@ -197,7 +189,7 @@ class VectorEnvironment:
         self.fault_count += 1
         self._renew_seeds(range(self.num_envs))
         try:
-            self._pool = self._open_pool()
+            self._pool = Pool(self._build, self.num_envs, self._settings.StepTimeout)
             self._begin(range(self.num_envs))
         except PoolFailure as failure:
             raise UserError(f"{message}; starting again failed: {failure}") from failure
@@ -241,7 +233,6 @@ class VectorEnvironment:
         state = {
             "name": self.name,
             "num_envs": self.num_envs,
-            "image_size": self.image_size,
             "seeds": list(self.seeds),
             "fault_count": self.fault_count,
             "resume_count": self._resume_count,
@@ -279,7 +270,7 @@ class VectorEnvironment:
 
     def _take_counts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Restore what is kept here; the single environments' states."""
-        for key in ("name", "num_envs", "image_size"):
+        for key in ("name", "num_envs"):
             if expect(state, key, type(getattr(self, key))) != getattr(self, key):
                 raise UserError(
                     f"environment state: {key!r} must be {getattr(self, key)!r}, found {state[key]!r}"

@@ -47,12 +47,9 @@ def emulator_arguments(registered: dict[str, Any], settings: EnvironmentSettings
             raise UserError(f"{name}={arguments[name]!r}: Atari games are played with {name}={only!r} only")
     if settings.Observation == "vector":
         raise UserError("Environment.Observation=vector: Atari games are played from pictures")
-    return arguments | {
-        "frameskip": 1,
-        "repeat_action_probability": settings.StickyActions,
-        "max_num_frames_per_episode": settings.MaxEpisodeFrames,
-        "full_action_space": settings.FullActionSpace or arguments.get("full_action_space", False),
-    }
+    chosen = {name: getattr(settings, key) for name, key in SETTING_OF.items()}
+    chosen["full_action_space"] |= arguments.get("full_action_space", False)
+    return arguments | chosen | {"frameskip": 1}
 
 
 class AtariGame(gymnasium.Wrapper):
@@ -71,9 +68,7 @@ class AtariGame(gymnasium.Wrapper):
         self._screen = np.empty(env.observation_space.shape, np.uint8)
         self._screen_before = np.empty_like(self._screen)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; with a seed, load the game anew."""
         screen, _ = self.env.reset(seed=seed)
         return screen, {"lives": self._ale.lives()}
@@ -94,11 +89,7 @@ class AtariGame(gymnasium.Wrapper):
         return self._screen, reward, terminated, ale.game_truncated(), {"lives": ale.lives()}
 
     def chance(self) -> bytes:
-        """Return the emulator's state, its random generator included.
-
-        It lacks the action that a sticky frame repeats and a few things of the video chip, which the
-        next reset makes good.
-        """
+        """Return the emulator's state, but for what a reset makes good (held action, video chip)."""
         return self._ale.cloneSystemState().serialize()
 
     def restore_chance(self, state: bytes) -> None:

@@ -5,6 +5,7 @@ The ids are Shimmy's. An episode is 1,000 steps of the task, whose end is a trun
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -28,32 +29,27 @@ CAMERAS = {"quadruped": 2}  # what others' agents see; 0 elsewhere
 LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
 
 
-def choose_renderer() -> None:
-    """Tell MuJoCo, which is not loaded yet, what it can draw with where there is no display."""
+def choose_renderer() -> bool:
+    """Choose what MuJoCo draws with where there is no display, before it is loaded; return whether it was."""
     if sys.platform != "linux" or {"MUJOCO_GL", "DISPLAY"} & set(os.environ):
-        return
-    for name, library in LIBRARIES.items():
-        try:
-            ctypes.CDLL(library)
-        except OSError:
-            continue
-        os.environ["MUJOCO_GL"] = name
-        return
-    os.environ["MUJOCO_GL"] = "off"
+        return False
+    os.environ["MUJOCO_GL"] = next(filter(_can_be_loaded, LIBRARIES), "off")
+    return True
+
+
+def _can_be_loaded(renderer: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL(LIBRARIES[renderer]))
+    return False
 
 
 def load_suite() -> Any:
-    """The module `dm_control.suite`.
-
-    Raises:
-        ImportError: it is not installed, or does not work.
-    """
-    chosen_here = "MUJOCO_GL" not in os.environ
-    choose_renderer()
+    """Return the module `dm_control.suite`; ImportError if it is not installed, or does not work."""
+    chosen_here = choose_renderer()
     try:
         from dm_control import suite
     except ImportError:
-        if not chosen_here or os.environ.get("MUJOCO_GL") == "off":
+        if not chosen_here:
             raise
         os.environ["MUJOCO_GL"] = "off"  # a library without a driver; states need no drawing
         os.environ.pop("PYOPENGL_PLATFORM", None)
@@ -83,35 +79,25 @@ class DeepMindControl(gymnasium.Env):
 
     Args:
         domain, task: as the suite names them. image_size: side of pictures.
-        camera: that pictures are taken with; None takes what is usual. render_mode: None or "rgb_array".
-        arguments: of the task, as `time_limit` in seconds.
+        render_mode: None or "rgb_array". arguments: of the task, as `time_limit` in seconds.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's way)
 
     def __init__(
-        self,
-        domain: str,
-        task: str,
-        image_size: int = 64,
-        camera: int | None = None,
-        render_mode: str | None = None,
-        **arguments: Any,
+        self, domain: str, task: str, image_size: int = 64, render_mode: str | None = None, **arguments: Any
     ) -> None:
         self._env = load_suite().load(domain, task, task_kwargs={"random": 0} | arguments)
-        self._camera = CAMERAS.get(domain, 0) if camera is None else camera
+        self._camera = CAMERAS.get(domain, 0)
         self.image_size, self.render_mode = image_size, render_mode
         actions, observations = self._env.action_spec(), self._env.observation_spec()
         bounds = (np.broadcast_to(bound, actions.shape) for bound in (actions.minimum, actions.maximum))
         self.action_space = spaces.Box(*bounds, dtype=np.float64)
-        boxes = {
-            key: spaces.Box(-np.inf, np.inf, spec.shape, np.float64) for key, spec in observations.items()
-        }
+        shapes = {key: spec.shape for key, spec in observations.items()}
+        boxes = {key: spaces.Box(-np.inf, np.inf, shape, np.float64) for key, shape in shapes.items()}
         self.observation_space = spaces.Dict(boxes)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, on a seed of the task that follows from `np_random`."""
         super().reset(seed=seed)
         self._env.task.random.seed(int(self.np_random.integers(2**32)))

@@ -25,26 +25,14 @@ from gymnasium import spaces
 
 CATCH_ROWS, CATCH_COLUMNS = 10, 5
 BACKGROUND, BALL, PADDLE = (24, 24, 48), (255, 208, 64), (64, 176, 255)
-GLYPH = 4  # a part's pattern is a glyph of 4 x 4 cells, one for each of up to 16 classes
-MAX_PICTURES = GLYPH * GLYPH
+GRID = 4  # a picture of Twins has 4 x 4 parts
+GLYPH = 4  # and a part's pattern is a glyph of 4 x 4 cells, one for each of 16 classes
+NUM_PICTURES = GLYPH * GLYPH
+METADATA = {"render_modes": ["rgb_array"], "render_fps": 15}
 DISC = 0.12  # radius of Reach's hand and target where the plane is 2 wide
 
 
-class DiagnosticEnv(gymnasium.Env):
-    """What all share: a square uint8 picture, which is what is observed unless a subclass says otherwise."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 (Gymnasium's way)
-
-    def __init__(self, image_size: int, render_mode: str | None) -> None:
-        self.image_size, self.render_mode = image_size, render_mode
-        self.observation_space: gymnasium.Space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-
-    def render(self) -> np.ndarray:
-        """Return the present picture, uint8 (S, S, 3)."""
-        raise NotImplementedError
-
-
-class Catch(DiagnosticEnv):
+class Catch(gymnasium.Env):
     """Catch the falling ball. Actions: 0 left, 1 stay, 2 right.
 
     Args:
@@ -52,18 +40,18 @@ class Catch(DiagnosticEnv):
         render_mode: None or "rgb_array".
     """
 
+    metadata = METADATA
     action_space = spaces.Discrete(3)
 
     def __init__(self, image_size: int = 64, render_mode: str | None = None) -> None:
         if image_size < CATCH_ROWS:
             raise ValueError(f"image_size must be at least {CATCH_ROWS}, found {image_size}")
-        super().__init__(image_size, render_mode)
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self._row_edges = np.arange(CATCH_ROWS + 1) * image_size // CATCH_ROWS
         self._column_edges = np.arange(CATCH_COLUMNS + 1) * image_size // CATCH_COLUMNS
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """A ball at the top of a random column, the paddle in the middle."""
         super().reset(seed=seed)
         self.ball_row = 0
@@ -91,7 +79,7 @@ class Catch(DiagnosticEnv):
         return picture[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
 
 
-class Reach(DiagnosticEnv):
+class Reach(gymnasium.Env):
     """Move a hand to a target. The reward of a step is 1 less the distance that is left, at most 1.
 
     The plane is [-1, 1]^2, the hand begins in its middle, and an action moves it along both axes
@@ -103,18 +91,15 @@ class Reach(DiagnosticEnv):
         render_mode: None or "rgb_array".
     """
 
+    metadata = METADATA
     observation_space = spaces.Box(-1, 1, (4,))
     action_space = spaces.Box(-1, 1, (2,))
 
     def __init__(self, steps: int = 16, image_size: int = 64, render_mode: str | None = None) -> None:
-        super().__init__(image_size, render_mode)
-        self.observation_space = type(self).observation_space
+        self.image_size, self.render_mode = image_size, render_mode
         self.steps, self.reach = steps, min(1.0, 4 / steps)
-        self.hand = self.target = np.zeros(2)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """A target anywhere, the hand in the middle."""
         super().reset(seed=seed)
         self.elapsed, self.hand, self.target = 0, np.zeros(2), self.np_random.uniform(-1, 1, 2)
@@ -141,37 +126,28 @@ class Reach(DiagnosticEnv):
         return np.rint(picture).astype(np.uint8)
 
 
-class Twins(DiagnosticEnv):
-    """Each frame one of `num_pictures` equally likely pictures; the two actions do nothing.
+class Twins(gymnasium.Env):
+    """Each frame one of 16 equally likely pictures; the two actions do nothing.
 
     The reward is 0, and an episode is truncated after `episode_length` steps.
 
     Args:
-        image_size: side of the square picture in pixels, a multiple of 4 * grid.
-        num_pictures: classes, 2 to 16.
-        grid: a picture has grid x grid parts, all of the picture's class.
-        episode_length: in steps.
-        render_mode: None or "rgb_array".
+        image_size: side of the square picture in pixels, a multiple of 16.
+        episode_length: in steps. render_mode: None or "rgb_array".
     """
 
+    metadata = METADATA
     action_space = spaces.Discrete(2)
 
     def __init__(
-        self,
-        image_size: int = 64,
-        num_pictures: int = 16,
-        grid: int = 4,
-        episode_length: int = 64,
-        render_mode: str | None = None,
+        self, image_size: int = 64, episode_length: int = 64, render_mode: str | None = None
     ) -> None:
-        super().__init__(image_size, render_mode)
-        self._pictures = twins_pictures(image_size, num_pictures, grid)
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self._pictures = twins_pictures(image_size)
         self.episode_length = episode_length
-        self.picture = self.elapsed = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode with a random picture."""
         super().reset(seed=seed)
         self.elapsed = 0
@@ -193,58 +169,55 @@ class Twins(DiagnosticEnv):
 
 
 @functools.lru_cache(maxsize=8)
-def twins_pictures(image_size: int = 64, num_pictures: int = 16, grid: int = 4) -> np.ndarray:
-    """All pictures of Twins, uint8 (num_pictures, S, S, 3), read-only.
+def twins_pictures(image_size: int = 64) -> np.ndarray:
+    """Return all pictures of Twins, uint8 (16, S, S, 3), read-only.
 
     A class has a colour of its own and, as the pattern of each part, a row of the 16 x 16
     Hadamard matrix: rows are orthogonal, so that no two classes are alike even without colour.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: a size that does not fit.
     """
-    if not 2 <= num_pictures <= MAX_PICTURES:
-        raise ValueError(f"num_pictures must be 2 to {MAX_PICTURES}, found {num_pictures}")
-    if grid < 1 or image_size < 1 or image_size % (GLYPH * grid):
-        raise ValueError(f"image_size must be a multiple of {GLYPH * grid} (4 * grid), found {image_size}")
+    if image_size < 1 or image_size % (GLYPH * GRID):
+        raise ValueError(f"image_size must be a multiple of {GLYPH * GRID}, found {image_size}")
     hadamard = functools.reduce(np.kron, [np.array([[1, 1], [1, -1]])] * 4)
-    pixels = image_size // (GLYPH * grid)
-    glyphs = hadamard.reshape(MAX_PICTURES, GLYPH, GLYPH)[:num_pictures].repeat(pixels, 1).repeat(pixels, 2)
-    hues = np.arange(num_pictures) / num_pictures
+    pixels = image_size // (GLYPH * GRID)
+    glyphs = hadamard.reshape(NUM_PICTURES, GLYPH, GLYPH).repeat(pixels, 1).repeat(pixels, 2)
+    hues = np.arange(NUM_PICTURES) / NUM_PICTURES
     bright = np.array([colorsys.hsv_to_rgb(hue, 0.8, 1.0) for hue in hues])[:, None, None]
     part = np.where(glyphs[..., None] > 0, bright, 0.25 * bright)
-    pictures = np.tile(np.rint(255 * part).astype(np.uint8), (1, grid, grid, 1))
+    pictures = np.tile(np.rint(255 * part).astype(np.uint8), (1, GRID, GRID, 1))
     pictures.setflags(write=False)
     return pictures
 
 
-def parts_of(frames: np.ndarray, num_pictures: int = 16, grid: int = 4) -> np.ndarray:
-    """The class that each part of each frame shows, by its nearest pattern.
+def parts_of(frames: np.ndarray) -> np.ndarray:
+    """Return the class that each part of each frame shows, by its nearest pattern.
 
     Args:
         frames: (..., S, S, 3) in [0, 255], integers or floats.
-        num_pictures, grid: those of the environment.
 
     Returns:
-        int64 (..., grid, grid), -1 where a part (a blend, a blur) is further from every pattern than
-        half of the smallest distance between two.
+        int64 (..., 4, 4), -1 where a part (a blend, a blur) is further from every pattern than half of
+        the smallest distance between two.
     """
-    pictures = twins_pictures(frames.shape[-2], num_pictures, grid).astype(np.float32)
-    lead, side = frames.shape[:-3], frames.shape[-2] // grid
+    pictures = twins_pictures(frames.shape[-2]).astype(np.float32)
+    side = frames.shape[-2] // GRID
 
-    def part_distance(difference: np.ndarray) -> np.ndarray:  # (..., S, S, 3) → (..., grid, grid)
-        cells = np.square(difference).reshape(*difference.shape[:-3], grid, side, grid, side, 3)
+    def part_distance(difference: np.ndarray) -> np.ndarray:  # (..., S, S, 3) → (..., 4, 4)
+        cells = np.square(difference).reshape(*difference.shape[:-3], GRID, side, GRID, side, 3)
         return np.sqrt(cells.mean(axis=(-4, -2, -1)))
 
     frames = np.asarray(frames, dtype=np.float32)
     distance = np.stack([part_distance(frames - picture) for picture in pictures], axis=-1)
-    apart = min(part_distance(pictures[a] - pictures[b]).min() for a in range(num_pictures) for b in range(a))
-    classes = np.where(distance.min(-1) < apart / 2, distance.argmin(-1), -1)
-    return classes.reshape(*lead, grid, grid)
+    pairs = [(a, b) for a in range(NUM_PICTURES) for b in range(a)]
+    apart = min(part_distance(pictures[a] - pictures[b]).min() for a, b in pairs)
+    return np.where(distance.min(-1) < apart / 2, distance.argmin(-1), -1)
 
 
-def is_consistent(frames: np.ndarray, num_pictures: int = 16, grid: int = 4) -> np.ndarray:
-    """Whether all parts of a frame show one and the same class, bool (...); arguments as `parts_of`."""
-    parts = parts_of(frames, num_pictures, grid).reshape(*frames.shape[:-3], grid * grid)
+def is_consistent(frames: np.ndarray) -> np.ndarray:
+    """Return whether all parts of a frame (..., S, S, 3) show one and the same class, bool (...)."""
+    parts = parts_of(frames).reshape(*frames.shape[:-3], GRID * GRID)
     return (parts[..., 0] >= 0) & (parts == parts[..., :1]).all(-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -73,13 +73,10 @@ def _finite(observation: np.ndarray) -> np.ndarray:
 
 
 def observation_reader(space: Space, wanted: str, image_size: int) -> ImageReader | VectorReader | None:
-    """What turns an environment's observations into those of the agent.
+    """Return what turns an environment's observations into the agent's; None if it must be drawn for them.
 
     Args:
-        space: of the environment's observations. wanted: as Environment.Observation. image_size: S.
-
-    Returns:
-        None if pictures are wanted and its observations are none, so that it must draw them.
+        space: of the environment's observations. wanted: Environment.Observation. image_size: S.
 
     Raises:
         UserError: the space is not supported.
@@ -114,42 +111,33 @@ def _leaves(space: Space) -> Iterator[Space]:
         yield space
 
 
-class DiscreteActions:
-    """Classes from 0 on, as an environment's own numbers."""
+def action_map(space: Space) -> tuple[ActionSpec, Callable[[Any], Any]]:
+    """Return what an agent's actions are, and what turns one of them into the environment's own.
 
-    def __init__(self, space: spaces.Discrete) -> None:
-        self.spec = ActionSpec("discrete", int(space.n))
-        self._start = int(space.start)
+    Points of [−1, 1]^n are mapped affinely to a box: −1 is its lower and 1 its upper bound, and what
+    lies outside is clipped.
 
-    def __call__(self, action: int) -> int:
-        """Return the environment's number of that class."""
-        return self._start + int(action)
-
-
-class BoxActions:
-    """Points of [−1, 1]^n, mapped affinely to a box's bounds."""
-
-    def __init__(self, space: spaces.Box) -> None:
-        self.spec = ActionSpec("continuous", int(np.prod(space.shape)))
-        self._space = space
-        self._low, self._high = (bound.astype(np.float64).ravel() for bound in (space.low, space.high))
-
-    def __call__(self, action: np.ndarray) -> np.ndarray:
-        """Return the point of the box, −1 its lower and 1 its upper bound; what lies outside is clipped."""
-        share = (np.clip(action, -1, 1).astype(np.float64) + 1) / 2
-        point = np.clip(self._low + share * (self._high - self._low), self._low, self._high)
-        return point.astype(self._space.dtype).reshape(self._space.shape)
-
-
-def action_map(space: Space) -> DiscreteActions | BoxActions:
-    """What turns an agent's actions into the environment's; UserError if its space is not supported."""
+    Raises:
+        UserError: the space is not supported.
+    """
     if isinstance(space, spaces.Discrete):
-        return DiscreteActions(space)
-    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and space.low.size:
-        with np.errstate(over="ignore"):
-            if np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all():
-                return BoxActions(space)
-    raise UserError(f"its actions are {_shown(space)}; supported are {SUPPORTED_ACTIONS}")
+        return ActionSpec("discrete", int(space.n)), lambda action: int(space.start) + int(action)
+    if not _is_bounded(space):
+        raise UserError(f"its actions are {_shown(space)}; supported are {SUPPORTED_ACTIONS}")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+
+    def to_box(action: np.ndarray) -> np.ndarray:
+        share = (np.clip(action, -1, 1).astype(np.float64).reshape(space.shape) + 1) / 2
+        return np.clip(low + share * (high - low), low, high).astype(space.dtype)
+
+    return ActionSpec("continuous", low.size), to_box
+
+
+def _is_bounded(space: Space) -> bool:
+    if not isinstance(space, spaces.Box) or space.dtype.kind != "f" or space.low.size == 0:
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(space.high.astype(np.float32) - space.low.astype(np.float32)).all())
 
 
 def _shown(space: Space) -> str:

@@ -8,6 +8,7 @@ still save, and end when their socket closes, even if the training process was k
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,6 @@ GRACE_SECONDS = 1.0  # that a busy one gets, once its socket has closed
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 Build = Callable[[], "SingleEnvironment"]
-Step = tuple[float, bool, bool]  # reward, termination, episode end
 
 
 class PoolFailure(Exception):
@@ -62,7 +62,7 @@ class LocalMember:
         """Note `"build", build`, or a method of the environment and its arguments."""
         self._call = call
 
-    def answer(self, deadline: float | None = None) -> tuple[bool, Any]:
+    def answer(self, deadline: float = math.inf) -> tuple[bool, Any]:
         """Do what was noted; return whether it went well, and what came of it (of `build` the spaces)."""
         method, *arguments = self._call
         try:
@@ -107,31 +107,25 @@ class WorkerMember:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._connection = Connection(ours.detach())
-        self._send(sys.path)
-
-    def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # a dead worker shows when its answer is awaited
-            self._connection.send(message)
+        self.ask(*sys.path)
 
     def ask(self, *call: Any) -> None:
         """Let the worker begin."""
-        self._send(call)
+        with contextlib.suppress(OSError):  # a dead worker shows when its answer is awaited
+            self._connection.send(call)
 
-    def answer(self, deadline: float | None) -> tuple[bool, Any]:
+    def answer(self, deadline: float) -> tuple[bool, Any]:
         """Wait for the worker's answer, at most until `deadline`."""
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - time.monotonic())
         try:
-            if not self._connection.poll(left):
+            if not self._connection.poll(None if left == math.inf else left):
                 return False, f"the worker of environment {self._index} did not answer in time"
             return self._connection.recv()
         except (EOFError, OSError):
-            return False, f"the worker of environment {self._index} died{self._exit_code()}"
-
-    def _exit_code(self) -> str:
-        try:
-            return f" (exit code {self.process.wait(END_SECONDS)})"
-        except subprocess.TimeoutExpired:
-            return ""
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
+            code = self.process.returncode
+            return False, f"the worker of environment {self._index} died (exit code {code})"
 
     def close(self) -> None:
         """Close the socket, at which the worker ends."""
@@ -139,13 +133,10 @@ class WorkerMember:
 
     def end(self, kill: bool) -> None:
         """Wait for the worker's end; kill it at once, or if it does not come."""
-        if kill:
-            self.process.kill()
-        try:
-            self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0 if kill else END_SECONDS)
+        self.process.kill()
+        self.process.wait()
 
 
 class Pool:
@@ -164,7 +155,7 @@ class Pool:
     def __init__(self, build: Build, num_envs: int, step_timeout: float) -> None:
         member = LocalMember if num_envs == 1 and step_timeout == 0 else WorkerMember
         self._step_timeout = step_timeout
-        self._deadline: float | None = None
+        self._deadline = math.inf
         self._members: list[LocalMember | WorkerMember] = []
         try:
             for index in range(num_envs):
@@ -177,17 +168,19 @@ class Pool:
         seen = self.spaces.observation
         self.observation = np.zeros((num_envs, *seen.shape), seen.dtype)
 
-    def _ask(self, calls: dict[int, tuple[Any, ...]], seconds: float | None) -> list[Any]:
+    def _ask(self, calls: dict[int, tuple[Any, ...]], seconds: float) -> list[Any]:
         for index, call in calls.items():
             self._members[index].ask(*call)
-        deadline = _in(seconds)
-        return [self._answer(index, deadline) for index in calls]
+        return self._answers(calls, time.monotonic() + seconds)
 
-    def _answer(self, index: int, deadline: float | None) -> Any:
-        well, answer = self._members[index].answer(deadline)
-        if not well:
-            raise PoolFailure(answer)
-        return answer
+    def _answers(self, indices: Iterable[int], deadline: float) -> list[Any]:
+        answers = []
+        for index in indices:
+            well, answer = self._members[index].answer(deadline)
+            if not well:
+                raise PoolFailure(answer)
+            answers.append(answer)
+        return answers
 
     def reset(self, seeds: dict[int, int]) -> None:
         """Seed the given environments and begin their first episodes."""
@@ -197,17 +190,16 @@ class Pool:
 
     def send(self, actions: np.ndarray) -> None:
         """Let every environment begin its step."""
-        self._deadline = _in(self._step_timeout or None)
+        self._deadline = time.monotonic() + (self._step_timeout or math.inf)
         for member, action in zip(self._members, actions, strict=True):
             member.ask("step", action)
 
-    def receive(self) -> list[Step]:
-        """Wait for the steps to end."""
-        steps = []
-        for index in range(len(self._members)):
-            self.observation[index], *step = self._answer(index, self._deadline)
-            steps.append(step)
-        return steps
+    def receive(self) -> list[tuple[float, bool, bool]]:
+        """Wait for the steps to end; return reward, termination and episode end of each."""
+        answers = self._answers(range(len(self._members)), self._deadline)
+        for index, (observation, *_) in enumerate(answers):
+            self.observation[index] = observation
+        return [step for _, *step in answers]
 
     def render(self) -> np.ndarray:
         """Return the picture of the first environment in its own size."""
@@ -219,7 +211,7 @@ class Pool:
 
     def load(self, states: list[dict[str, Any]]) -> list[str | None]:
         """Restore them, however long that takes; for each, why that was not possible, or None."""
-        return self._ask({index: ("load_state_dict", state) for index, state in enumerate(states)}, None)
+        return self._ask({index: ("load_state_dict", state) for index, state in enumerate(states)}, math.inf)
 
     def close(self, kill: bool = False) -> None:
         """End the environments and their workers, at once if `kill`."""
@@ -228,10 +220,6 @@ class Pool:
         for member in self._members:
             member.end(kill)
         self._members = []
-
-
-def _in(seconds: float | None) -> float | None:
-    return None if seconds is None else time.monotonic() + seconds
 
 
 def _end_with_parent(descriptor: int) -> None:

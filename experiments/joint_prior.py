@@ -28,7 +28,7 @@ from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from environments.diagnostic import MAX_PICTURES, is_consistent, parts_of
+from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop
 from run_files.provenance import machine_facts
 from sub_models.batch import Batch
@@ -246,12 +246,12 @@ def judge(frames: np.ndarray) -> dict[str, float]:
     """Share of consistent frames, and the entropy of their pictures, 1 if uniform, of uint8 (N, S, S, 3)."""
     good = is_consistent(frames)
     counts = (
-        np.bincount(parts_of(frames[good])[:, 0, 0], minlength=MAX_PICTURES) if good.any() else np.zeros(1)
+        np.bincount(parts_of(frames[good])[:, 0, 0], minlength=NUM_PICTURES) if good.any() else np.zeros(1)
     )
     shares = counts[counts > 0] / counts.sum()
     return {
         "consistent": float(good.mean()),
-        "class_entropy": float(0 - (shares * np.log(shares)).sum() / math.log(MAX_PICTURES)),
+        "class_entropy": float(0 - (shares * np.log(shares)).sum() / math.log(NUM_PICTURES)),
     }
 
 

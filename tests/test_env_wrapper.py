@@ -438,10 +438,6 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
             lambda state: state["environments"][0].update(start=[5]),
             "'start' must be uint8 (None,), found list",
         ),
-        (
-            lambda state: state["environments"][0].update(actions=torch.full((9,), 4)),
-            "'actions' must be in [0, 4), found 4",
-        ),
     ],
 )
 def test_a_malformed_state_is_refused_by_name(
