@@ -12,20 +12,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODULES = (  # of requirements.txt
-    *(
-        "torch",
-        "gymnasium",
-        "ale_py",
-        "numpy",
-        "omegaconf",
-        "yaml",
-        "tensorboard",
-        "cv2",
-        "einops",
-        "tqdm",
-        "PIL",
-    ),
-    *("matplotlib", "scipy", "pandas", "jinja2"),
+    *("torch", "gymnasium", "ale_py", "numpy", "omegaconf", "yaml", "tensorboard", "cv2", "einops", "tqdm"),
+    *("PIL", "matplotlib", "scipy", "pandas", "jinja2"),
 )
 
 missing = [name for name in MODULES if find_spec(name) is None]
