@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarking.measurements import (
+from compute.execution import Execution
+from compute.threads import use_threads
+from configuration.loading import apply_overrides, load_config
+from configuration.schema import Config
+from evaluation.episodes import environment_spaces
+from run_files.provenance import machine_facts
+from train import train
+from training.measurements import (
     Clock,
     Iteration,
     batch_growth,
@@ -31,13 +38,6 @@ from benchmarking.measurements import (
     measure_phases,
     product_rate,
 )
-from compute.execution import Execution
-from compute.threads import use_threads
-from configuration.loading import apply_overrides, load_config
-from configuration.schema import Config
-from evaluation.episodes import environment_spaces
-from run_files.provenance import machine_facts
-from train import train
 from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
 
 # Measured by us on the original STORM code: one iteration at paper size, float32, on a 2-core CPU

@@ -214,6 +214,12 @@ class VectorEnvironment:
         with self._refusal():
             return self._pool.render().copy()
 
+    def action_meanings(self) -> list[str]:
+        """Return the environment's own names of its actions, [] if it has none."""
+        self._forbid_while_stepping("action_meanings")
+        with self._refusal():
+            return self._pool.action_meanings()
+
     # Saving and restoring.
 
     def state_dict(self) -> dict[str, Any]:

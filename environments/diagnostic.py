@@ -74,6 +74,10 @@ class Catch(gymnasium.Env):
         self._cell(picture, self.ball_row, self.ball_column)[:] = BALL
         return picture
 
+    def get_action_meanings(self) -> list[str]:
+        """Return the names of the actions, as Atari games call theirs."""
+        return ["LEFT", "NOOP", "RIGHT"]
+
     def _cell(self, picture: np.ndarray, row: int, column: int) -> np.ndarray:
         rows, columns = self._row_edges, self._column_edges
         return picture[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]

@@ -224,6 +224,10 @@ class SingleEnvironment:
             raise UserError("it offers no picture")
         return self._read.in_colour(self._latest)
 
+    def action_meanings(self) -> list[str]:
+        """Return the environment's own names of its actions, [] if it has none."""
+        return [str(name) for name in getattr(self._env.unwrapped, "get_action_meanings", list)()]
+
     # Saving and restoring.
 
     def _chance(self) -> bytes:

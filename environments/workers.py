@@ -205,6 +205,10 @@ class Pool:
         """Return the picture of the first environment in its own size."""
         return self._ask({0: ("render",)}, START_SECONDS)[0]
 
+    def action_meanings(self) -> list[str]:
+        """Return the first environment's names of its actions."""
+        return self._ask({0: ("action_meanings",)}, START_SECONDS)[0]
+
     def states(self) -> list[dict[str, Any]]:
         """The environments' states."""
         return self._ask(dict.fromkeys(range(len(self._members)), ("state_dict",)), START_SECONDS)

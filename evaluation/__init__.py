@@ -1,18 +1,22 @@
-"""Scores of checkpoints, and how well world models predict.
+"""Scores of checkpoints, how well world models predict, and playing in them.
 
-from evaluation import load_policy
+from evaluation import DreamEnvironment, dream, load_policy
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__all__ = ["load_policy"]
+HOMES = {  # imported when first asked for: reports do without PyTorch
+    "load_policy": "evaluation.policies",
+    "DreamEnvironment": "evaluation.playing.environment",
+    "dream": "evaluation.playing.dreaming",
+}
+__all__ = ["DreamEnvironment", "dream", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_policy":  # only then is PyTorch imported, which reports do without
-        from evaluation.policies import load_policy
-
-        return load_policy
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

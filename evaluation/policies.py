@@ -22,6 +22,7 @@ from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
 
 WEIGHT_FILE = re.compile(r"(?:world_model|agent)_([0-9]{1,15})\.pth")
+SHIPPED = REPOSITORY / "assets" / "agents"  # trained ones, each a folder with config.yaml and checkpoint
 Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
 
 
@@ -115,8 +116,8 @@ def load_policy(
         action = policy.act(frames)  # uint8 (num_envs, 64, 64, 3) → int64 (num_envs,)
 
     Args:
-        source: name of a run in outputs/ of this folder or of the repository; or a run's folder, a
-            folder of checkpoints, or one of a checkpoint's files.
+        source: name of a run in outputs/ of this folder or of the repository, or of an agent in
+            assets/agents/; or a run's folder, a folder of checkpoints, or one of a checkpoint's files.
         checkpoint: "last" or a step, unless `source` is a file.
         greedy: take the most likely action (None: as the run's Evaluation.Greedy says).
 
@@ -147,5 +148,7 @@ def find_checkpoints(source: str | Path) -> tuple[Path, str | None]:
     if path.name != str(source).rstrip("/"):
         raise UserError(f"no run or checkpoint in {path.absolute()}")
     here, run = RunDirectory(path.name), RunDirectory(path.name, REPOSITORY)
+    if (shipped := SHIPPED / path.name).is_dir() and not here.outputs.is_dir() and not run.outputs.is_dir():
+        return shipped, None
     found = run if run.outputs.is_dir() and not here.outputs.is_dir() else find_run(path.name)
     return found.checkpoints.absolute(), None

@@ -20,10 +20,10 @@ FLOORS = [
     ["replay_buffer", "env_wrapper"],
     ["evaluation"],
     ["training"],
-    ["reporting", "sweeping", "benchmarking"],
+    ["reporting", "sweeping"],
     ["experiments"],
     ["train"],
-    ["eval", "report", "sweep", "benchmark"],
+    ["eval", "play", "report", "sweep", "benchmark"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PRODUCT = [

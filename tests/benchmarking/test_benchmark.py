@@ -10,8 +10,8 @@ import torch
 from tiny_runs import GIT_STORM, SMALL
 
 import benchmark
-from benchmarking import measurements
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
+from training import measurements
 from utils import UserError
 
 SHORT = ["--repeats=1", "--warm-up=0"]

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from configuration.packages import MODULES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMANDS = ["train.py", "eval.py", "report.py", "sweep.py", "benchmark.py"]
+COMMANDS = ["train.py", "eval.py", "play.py", "report.py", "sweep.py", "benchmark.py"]
 
 
 def requirements(*names: str) -> dict[str, Requirement]:
@@ -44,7 +44,11 @@ def test_the_modules_looked_for_are_those_of_the_requirements() -> None:
 
 def test_the_lock_pins_all_that_the_requirements_bring() -> None:
     pins = requirements("requirements.lock")
-    left = list(requirements("requirements.txt", "requirements-dev.txt", "requirements-sweep.txt").values())
+    left = list(
+        requirements(
+            "requirements.txt", "requirements-dev.txt", "requirements-play.txt", "requirements-sweep.txt"
+        ).values()
+    )
     seen: set[str] = set()
     while left:
         wanted = left.pop()

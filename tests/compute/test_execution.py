@@ -13,12 +13,12 @@ import pytest
 import torch
 from tests_support import image_spaces
 
-from benchmarking.measurements import Iteration
 from compute import execution
 from compute.execution import CompiledFunction, Execution, GraphedFunction, choose_precision, cpu_has_bfloat16
 from configuration.loading import load_config
 from configuration.schema import BasicSettings
 from sub_models.batch import Rollout
+from training.measurements import Iteration
 from utils import resolve_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -1,0 +1,1 @@
+"""Playing with a trained agent: the dream as an environment, and the page of play.py."""

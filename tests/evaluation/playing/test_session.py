@@ -1,0 +1,137 @@
+"""A session: game, model and dream side by side, and what is recorded of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from play_support import make_session
+from tests_support import CPU
+
+from evaluation.playing.commands import apply, read_command
+from evaluation.playing.session import Frame, Session, encode
+from training.demonstrations import Demonstrations
+
+LEFT, STAY, RIGHT = 0, 1, 2
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    session = make_session(tmp_path)
+    yield session
+    session.close()
+
+
+def do(session: Session, name: str, value: object = None) -> None:
+    """What a page's message does."""
+    command = read_command(session, json.dumps({"do": name, "value": value}))
+    assert command is not None
+    apply(session, *command)
+
+
+def header(message: bytes) -> dict:
+    return json.loads(message[4 : 4 + int.from_bytes(message[:4], "little")])
+
+
+def paddle(frame: Frame) -> int:
+    """The paddle's column in the bottom row of Catch."""
+    return int((frame.pictures["seen"][-1] == (64, 176, 255)).all(-1).nonzero()[0][0] * 5 / 16)
+
+
+def test_you_play_the_game_and_a_short_tap_is_not_lost(session: Session) -> None:
+    do(session, "player", "you")
+    assert session.meanings == ["LEFT", "NOOP", "RIGHT"] and session.idle == STAY
+    before = paddle(session.step())
+    do(session, "action", RIGHT)
+    do(session, "action", STAY)  # the key is up again before the next step
+    assert paddle(session.step()) == before + 1
+    assert paddle(session.step()) == before + 1
+    do(session, "action", LEFT)  # held
+    assert [paddle(session.step()) for _ in range(2)] == [before, before - 1]
+
+
+def test_a_branch_begins_where_the_game_is_and_goes_on_under_the_same_actions(session: Session) -> None:
+    session.step()
+    do(session, "mode", "branch")
+    facts = header(session.message)
+    assert facts["apart"] == 0 and (session.dream.picture() == session._model.picture()).all()
+    for step in range(1, 4):
+        frame = session.step()
+        assert frame.facts["apart"] == step and {"reward", "dream_reward", "error"} <= set(frame.facts)
+        assert torch.equal(session.dream._past[-1][1], session._model._past[-1][1])
+    do(session, "split")
+    assert header(session.message)["apart"] == 0
+
+
+def test_in_the_dream_the_game_stands_still(session: Session) -> None:
+    session.step()
+    do(session, "mode", "dream")
+    frames = [session.step() for _ in range(12)]
+    assert all((frame.pictures["game"] == frames[0].pictures["game"]).all() for frame in frames)
+    assert "reward" not in frames[0].facts and "dream_reward" in frames[0].facts
+    do(session, "mode", "game")
+    assert (session.step().pictures["game"] != frames[0].pictures["game"]).any()
+
+
+def test_one_goes_back_to_an_earlier_step_and_dreams_on_from_there(session: Session) -> None:
+    seen = {frame.facts["step"]: frame for frame in (session.step() for _ in range(5))}
+    assert session.look(3) == encode(seen[3]) and session.look(99) is None
+    do(session, "split_at", 3)
+    assert session.controls.mode == "dream"
+    assert (session.dream.picture() == seen[3].pictures["posterior"]).all()
+    do(session, "split_at", 99)  # nothing happens
+
+
+def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None:
+    assert session.plans == ["1/1/1", "4/4/1"]  # of 4 latents
+    do(session, "plan", "4/4/1")
+    assert session.policy.world_model.prior.plan.passes == 8
+    assert session.step().facts["plan"] == "4/4/1"
+
+
+@pytest.mark.parametrize("mode", ["game", "dream", "branch"])
+def test_a_recording_is_a_demonstration_and_a_film(session: Session, mode: str) -> None:
+    do(session, "mode", mode)
+    do(session, "record", True)
+    frames = [session.step() for _ in range(10)]
+    do(session, "record", False)
+    trajectory, film = map(Path, session.saved)
+    arrays = np.load(trajectory)
+    assert arrays["action"].tolist() == [frame.facts["action"] for frame in frames]
+    if mode != "dream":
+        assert arrays["done"].sum() == 1 and set(arrays["reward"]) <= {-1.0, 0.0, 1.0}
+        assert (arrays["obs"][1:] == np.stack([frame.pictures["seen"] for frame in frames[:-1]])).all()
+    assert len(Demonstrations.load(trajectory, session.spaces, 10, CPU, clip_rewards=False)) == 10
+    if film.suffix == ".gif":
+        with Image.open(film) as pictures:
+            assert pictures.size == ((2 if mode == "branch" else 1) * 240, 240)
+
+
+def test_a_reset_begins_another_episode(session: Session) -> None:
+    session.step()
+    do(session, "reset")
+    assert (session._observation[0] != session._observation[1, 0]).any()  # the ball is on top
+
+
+def test_states_and_continuous_actions(tmp_path: Path) -> None:
+    session = make_session(tmp_path, "STORM", "Diagnostic/Reach-v0")
+    try:
+        assert session.plans == [] and session.idle == [0.0, 0.0]
+        do(session, "player", "you")
+        do(session, "mode", "branch")
+        do(session, "action", [1, 0.0])
+        before = session._observation
+        frame = session.step()
+        assert frame.facts["vectors"]["seen"][0] > before[0] and len(frame.facts["mean"]) == 2
+        assert set(frame.pictures) == {"game"} and len(frame.facts["vectors"]["dream"]) == 4
+        do(session, "record", True)
+        session.step()
+        do(session, "record", False)
+        assert np.load(session.saved[0])["obs"].shape == (1, 4)
+    finally:
+        session.close()

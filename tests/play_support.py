@@ -1,0 +1,27 @@
+"""A small session of play.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tests_support import CPU, small_config
+
+from agents import make_models
+from compute.execution import Execution
+from evaluation.episodes import environment_spaces
+from evaluation.playing.session import Session
+from evaluation.policies import EvaluationPolicy
+
+
+def make_session(
+    folder: Path, model_type: str = "GITSTORM", env_name: str = "Diagnostic/Catch-v0"
+) -> Session:
+    """A model that has learnt nothing, and its game."""
+    torch.manual_seed(0)
+    config = small_config(model_type)
+    config.BasicSettings.env_name = env_name
+    spaces = environment_spaces(config)
+    models = (*make_models(config, spaces, CPU), False)
+    policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
+    return Session(policy, folder, "catch")
