@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 START_SECONDS = 120.0  # until a worker must have made or reset its environment, or told its state
 END_SECONDS = 5.0  # that an idle worker gets to end by itself
 GRACE_SECONDS = 1.0  # that a busy one gets, once its socket has closed
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+IGNORED_SIGNALS = tuple(
+    getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU")
+)
 
 Build = Callable[[], "SingleEnvironment"]
 

@@ -23,6 +23,7 @@ from compute.threads import use_threads
 from configuration.schema import Config
 from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
+from environments.workers import IGNORED_SIGNALS
 from evaluation.episodes import Stopped, evaluate, evaluation_environment, summarise
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
@@ -51,7 +52,7 @@ class StopRequest:
     A second SIGINT leaves at once.
     """
 
-    SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU"))
+    SIGNALS = IGNORED_SIGNALS  # workers leave them to the run
 
     def __init__(self) -> None:
         self.signal: str | None = None

@@ -161,6 +161,7 @@ def test_workers_ignore_the_signals_that_stop_a_run(make: Make) -> None:
             os.kill(pid, number)
     environment.reset()
     assert (step(environment).episode_length == 1).all() and environment.fault_count == 0
+    assert {signal.SIGUSR2, signal.SIGXCPU} <= set(env_workers.IGNORED_SIGNALS)
 
 
 def test_workers_load_no_pytorch(make: Make) -> None:
