@@ -21,7 +21,7 @@ from evaluation import load_policy
 from evaluation.playing.session import Session
 from utils import OneLineParser, UserError, run_cli
 
-DEMO = "GITSTORM-catch"
+DEMO = "STORM-catch"
 PORT = 8765
 RECORDINGS = Path("outputs") / "recordings"
 

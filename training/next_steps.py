@@ -21,11 +21,17 @@ def next_steps(run: RunDirectory) -> str:
     commands = {
         score: "scores it",
         f"{python} -m tensorboard.main --logdir {_typed(run.tensorboard)}": "shows its curves",
+        f"{_script('play.sh')} {shlex.quote(f'-run_name={run.name}')}": "shows it and its dream",
         f"{score} -record_video": "films its play",
     }
     width = max(map(len, commands))
     lines = [f"  {command:{width}}  # {meaning}" for command, meaning in commands.items()]
     return "\n".join([f"finished: {run.outputs}", *lines])
+
+
+def _script(name: str) -> str:
+    typed = _typed(REPOSITORY / name)
+    return typed if "/" in typed else f"./{typed}"
 
 
 def _typed(path: Path) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from compute.random_streams import RandomStreams, derive_seed
 from env_wrapper import EnvironmentFault
 from evaluation.playing.dreaming import Dream, choose
+from evaluation.playing.frames import Frame, encode
 from evaluation.playing.recording import Recording
 from evaluation.policies import EvaluationPolicy
 from sub_models.functions_losses import entropy, unimix_log_probs
@@ -30,28 +29,6 @@ MODES = ("game", "dream", "branch")
 PLAYERS = ("agent", "you")
 PLANS = {"1/1/1": (1, 1, 1), "4/4/1": (4, 4, 1), "8/8/1": (8, 8, 1)}  # T_draft, T_revise, M
 REMEMBERED = 300  # steps that one can go back to
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What there is to see after a step."""
-
-    pictures: dict[str, np.ndarray]  # game, seen, posterior, dream: uint8 (H, W, 3); missing where none is
-    facts: dict[str, Any]  # numbers, as JSON
-
-
-def encode(frame: Frame) -> bytes:
-    """Return a frame as one message: the length of its JSON (4 bytes, little endian), the JSON, PNG files.
-
-    The JSON's "pictures" says names and lengths of the files, in their order.
-    """
-    files = {}
-    for name, picture in frame.pictures.items():
-        picture = np.ascontiguousarray(picture[..., ::-1])  # OpenCV's order of colours
-        files[name] = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    facts = frame.facts | {"pictures": [[name, len(file)] for name, file in files.items()]}
-    header = json.dumps(facts).encode()
-    return b"".join([len(header).to_bytes(4, "little"), header, *files.values()])
 
 
 @dataclass

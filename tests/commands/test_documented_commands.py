@@ -11,6 +11,7 @@ import pytest
 
 from configuration.loading import load_config
 from evaluation.options import parse_options as parse_evaluation
+from play import parse_options as parse_play
 from sweeping.options import parse_options as parse_sweep
 from sweeping.runs import plan_runs
 
@@ -36,6 +37,8 @@ def check(words: list[str]) -> None:
         load_config(arguments)
     elif program == "eval.py":
         parse_evaluation(arguments)
+    elif program in ("play.py", "./play.sh"):
+        parse_play(arguments)
     elif program == "sweep.py" or program == "./sweep.sh":
         plan_runs(parse_sweep(arguments or ["games=Boxing"]))
     elif program == "./train.sh":

@@ -14,7 +14,9 @@ from play_support import make_session
 from tests_support import CPU
 
 from evaluation.playing.commands import apply, read_command
-from evaluation.playing.session import Frame, Session, encode
+from evaluation.playing.frames import Frame, encode
+from evaluation.playing.session import Session
+from evaluation.policies import SHIPPED, load_policy
 from training.demonstrations import Demonstrations
 
 LEFT, STAY, RIGHT = 0, 1, 2
@@ -135,3 +137,18 @@ def test_states_and_continuous_actions(tmp_path: Path) -> None:
         assert np.load(session.saved[0])["obs"].shape == (1, 4)
     finally:
         session.close()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))
+def test_shipped_agents_play_well_and_foresee_what_comes(name: str, tmp_path: Path) -> None:
+    session = Session(load_policy(name, device="cpu"), tmp_path, name)
+    try:
+        frames = [session.step() for _ in range(90)]
+    finally:
+        session.close()
+    returns = [frame.facts["return"] for frame in frames if frame.facts["episode_end"]]
+    assert len(returns) == 10 and sum(returns) >= 8
+    within = [frame.facts for frame in frames if not frame.facts["end"]]  # the next ball cannot be foreseen
+    assert np.mean([facts["error"] for facts in within]) < 0.02
+    foreseen = [facts["foreseen_end"] == facts["end"] for facts in (frame.facts for frame in frames)]
+    assert np.mean(foreseen) > 0.9

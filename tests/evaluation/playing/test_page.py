@@ -1,0 +1,178 @@
+"""The page of play.py in headless Chromium, with a shipped agent."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import play
+from evaluation import load_policy
+from evaluation.playing.session import Session
+from training.demonstrations import Demonstrations
+
+pytest.importorskip("aiohttp")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+SECONDS = 60
+READ = """name => { const canvas = document.getElementById(`picture-${name}`);
+  return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data] }"""
+
+
+class Site:
+    """The server in a thread of its own; it can be ended and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        policy = load_policy("STORM-catch", device="cpu")
+        self.session = self._thread.submit(Session, policy, folder, "catch").result()
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Serve, and wait until it does."""
+        ready = threading.Event()
+        lines: list[str] = []
+
+        def say(line: str) -> None:
+            lines.append(line)
+            ready.set()
+
+        async def serve() -> None:
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            await play.serve(self.session, self._thread, None, self.port, say, self._stop)
+
+        self._server = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        self._server.start()
+        assert ready.wait(SECONDS)
+        self.address = lines[0].split()[1]
+        self.port = int(self.address.rstrip("/").rpartition(":")[2])
+
+    def end(self) -> None:
+        """Serve no more."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._server.join(SECONDS)
+
+    def close(self) -> None:
+        """End the game too."""
+        self.end()
+        self._thread.submit(self.session.close).result()
+        self._thread.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("recordings"))
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="module")
+def page(site: Site) -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page.complaints = []
+        page.on("console", lambda line: line.type == "error" and page.complaints.append(line.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(site.address)
+        yield page
+        browser.close()
+
+
+def step_of(page: Any) -> int:
+    return int(page.evaluate("document.body.dataset.step ?? -1"))
+
+
+def wait_until(page: Any, holds: Callable[[], bool]) -> None:
+    """Let the browser work until something holds."""
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end, page.inner_text("main")
+        page.wait_for_timeout(20)
+
+
+def picture(page: Any, name: str) -> np.ndarray:
+    """What a canvas shows, float (S, S, 3)."""
+    pixels = np.array(page.evaluate(READ, name), float).reshape(-1, 4)
+    side = int(len(pixels) ** 0.5)
+    return pixels.reshape(side, side, 4)[..., :3]
+
+
+def paddle(page: Any) -> float:
+    """Where the paddle is, from 0 to 1, in what the model sees."""
+    blue = np.abs(picture(page, "seen")[-1] - (64, 176, 255)).sum(-1) < 30
+    return float(np.flatnonzero(blue).mean() / len(blue))
+
+
+def test_frames_arrive_without_a_complaint(page: Any) -> None:
+    wait_until(page, lambda: step_of(page) > 3)
+    assert picture(page, "game").std() > 1 and picture(page, "dream").std() > 1
+    assert page.inner_text("#game") == "Diagnostic/Catch-v0" and page.complaints == []
+
+
+def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
+    page.click("#pause")
+    wait_until(page, lambda: page.evaluate("document.body.dataset.paused") == "true")
+    page.wait_for_timeout(500)
+    step = step_of(page)
+    page.wait_for_timeout(300)
+    assert step_of(page) == step
+    page.click("#reset")
+    wait_until(page, lambda: step_of(page) == step + 1)
+    places = []
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+        before = step_of(page)
+        page.keyboard.press(key)  # a step each, as it is paused; who presses a key plays
+        wait_until(page, lambda before=before: step_of(page) == before + 1)
+        page.wait_for_timeout(300)
+        places.append(paddle(page))
+    assert places[0] > places[1] < places[2]
+    assert "on" in page.get_attribute("[data-player=you]", "class")
+
+
+def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
+    page.click("[data-mode=branch]")
+    wait_until(page, lambda: "0 steps apart" in page.inner_text("#note-dream"))
+    page.wait_for_timeout(300)
+    assert np.abs(picture(page, "game") - picture(page, "dream")).mean() < 8  # they agree at first
+    page.click("#record")
+    page.click("#pause")
+    wait_until(page, lambda: site.session.recording is not None and len(site.session.recording) > 20)
+    page.click("#record")
+    wait_until(page, lambda: page.inner_text("#saved") != "")
+    path = Path(site.session.saved[0])
+    demonstrations = Demonstrations.load(
+        path, site.session.spaces, 16, site.session.policy.streams.device, False
+    )
+    assert len(demonstrations) > 20 and path.name in page.inner_text("#saved")
+    assert Path(site.session.saved[1]).stat().st_size > 1_000
+
+
+def test_a_reload_and_another_start_of_the_server_reconnect(page: Any, site: Site) -> None:
+    page.reload()
+    wait_until(page, lambda: step_of(page) > 0)
+    complaints = list(page.complaints)
+    site.end()
+    wait_until(page, lambda: "connection lost" in page.inner_text("#status"))
+    site.start()
+    before = step_of(page)
+    wait_until(page, lambda: step_of(page) > before + 3)
+    assert complaints == []
+
+
+def test_a_phone_shows_it_all(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.dispatch_event("[data-token=LEFT]", "pointerdown", {"pointerId": 1})
+    page.set_viewport_size({"width": 1180, "height": 900})
