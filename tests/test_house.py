@@ -68,5 +68,6 @@ def test_there_are_few_rooms_and_each_has_its_floor() -> None:
 def test_the_readme_names_every_folder() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     folders = {path.relative_to(REPOSITORY).parts[0] for path in REPOSITORY.glob("[a-z]*/*")}
-    missing = {folder for folder in folders - {"outputs", "runs"} if f"{folder}/" not in readme}
+    made = {"outputs", "runs", "git_storm.egg-info"}  # by runs, and by pip install -e .
+    missing = {folder for folder in folders - made if f"{folder}/" not in readme}
     assert not missing
