@@ -22,15 +22,6 @@ from sweeping.table import Table, summary
 from training.run import StopRequest
 from utils import REPOSITORY, UserError, run_cli
 
-NEEDED = "address= needs Ray: pip install -r requirements-sweep.txt"
-
-
-def train_here(run: SweepRun, options: Options) -> int:
-    """Train a run of the grid in this process; the exit code of train.py."""
-    print(f"{run.name} of a grid of {len(options.grid())}", file=sys.stderr)
-    os.chdir(options.storage)
-    return train.main(list(run.settings))
-
 
 def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
     """Carry out what is not done; whether the sweep was asked to stop."""
@@ -39,7 +30,7 @@ def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
         try:
             from sweeping.cluster import RayEngine as engine_type
         except ModuleNotFoundError as error:
-            raise UserError(NEEDED) from error
+            raise UserError("address= needs Ray: pip install -r requirements-sweep.txt") from error
     engine = engine_type(options, all(entry.run.config.BasicSettings.device == "cpu" for entry in entries))
     (Path(options.storage) / LOGS).mkdir(parents=True, exist_ok=True)
     stop = StopRequest()
@@ -74,7 +65,8 @@ def main(arguments: list[str]) -> int:
     options = parse_options(arguments)
     runs = plan_runs(options)
     if options.task is not None:
-        return train_here(runs[0], options)
+        os.chdir(options.storage)
+        return train.main(list(runs[0].settings))
     entries, table = [Entry(run) for run in runs], Table(sys.stderr)
     table.show(entries)
     stopped = not all(entry.is_over for entry in entries) and run_all(entries, options, table)

@@ -18,10 +18,7 @@ CONNECT_SECONDS = 10.0
 
 
 class RayEngine:
-    """Jobs on the cluster at `address=`, as many at once as fit now.
-
-    Raise UserError if there is no cluster, or none with room for a job.
-    """
+    """Jobs on the cluster at `address=`, as many at once as fit. Raise UserError if not even one does."""
 
     def __init__(self, options: Options, on_cpu: bool) -> None:
         connect(options.address)
@@ -40,7 +37,7 @@ class RayEngine:
         self._running: set[Any] = set()
 
     def run(self, job: local.Job) -> int | str:
-        """Run a job when there is room; the exit code, or why there is none."""
+        """Run a job when there is room; return its exit code, or why there is none."""
         reference = self._task.remote(job, self._variables)
         self._running.add(reference)
         try:

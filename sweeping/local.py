@@ -21,7 +21,7 @@ from utils import UserError
 
 POLL_SECONDS = 0.2
 FREE_SECONDS = 60.0  # a process that lost its sweep may take so long to save and give its run back
-# Has the kernel send SIGTERM (on which a run saves) when the parent dies, then becomes the command.
+# Has the kernel send SIGTERM, on which a run saves, when the parent dies; then becomes the command.
 LAUNCH = """\
 import ctypes, os, signal, sys
 signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray blocks signals
@@ -45,13 +45,9 @@ class Job:
 
 
 def run_job(job: Job, variables: Mapping[str, str], is_stopping: Callable[[], bool]) -> int:
-    """Run a job to its end, in a process group of its own; the exit code (negative: the signal it died by).
+    """Run a job to its end; return its exit code (negative: the signal it died by).
 
-    Ray ships this function to other machines: it uses the standard library only.
-
-    Args:
-        variables: of the environment, besides this process's. is_stopping: once true, the command
-            gets SIGTERM, and is waited for while it saves.
+    `variables` are added to the environment. Once `is_stopping`, the job gets SIGTERM and may save.
     """
     deadline = time.monotonic() + FREE_SECONDS
     while is_locked(job.lock) and time.monotonic() < deadline and not is_stopping():
@@ -101,7 +97,7 @@ class LocalEngine:
             self._cards.put(card)
 
     def run(self, job: Job) -> int:
-        """Run a job to its end; the exit code."""
+        """Run a job to its end; return its exit code."""
         card = self._cards.get()
         try:
             variables = {"OMP_NUM_THREADS": self._threads, "CUDA_VISIBLE_DEVICES": card}

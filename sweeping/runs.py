@@ -69,20 +69,17 @@ class SweepRun:
         return finished and self.saved_step() >= self.config.JointTrainAgent.SampleMaxSteps
 
     def evaluations(self) -> list[Evaluation]:
-        """Return what its evaluations say, [] if they cannot be read."""
-        try:
-            return read_evaluations(self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv")
-        except UserError:
-            return []
+        """Return what its evaluations say. Raise UserError if they cannot be read."""
+        return read_evaluations(self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv")
 
     def is_evaluated(self) -> bool:
         """Return whether every checkpoint asked for has its row, made as asked for, of enough episodes."""
         options = parse_eval_options(self.eval_options)
         try:
             steps = choose_steps(self.directory.checkpoints, options.checkpoints)
-        except UserError:  # no such checkpoint
+            return set(steps) <= {row.step for row in self.evaluations() if self._answers(row, options)}
+        except UserError:  # no such checkpoint, or no table
             return False
-        return set(steps) <= {row.step for row in self.evaluations() if self._answers(row, options)}
 
     def _answers(self, row: Evaluation, options: argparse.Namespace) -> bool:
         """Return whether an evaluation is what eval.py would make under these options, or a larger one."""
@@ -108,14 +105,10 @@ class SweepRun:
 
     def last_line(self, stage: str) -> str:
         """Return the last line that a stage printed; while a progress bar moves, that is the bar."""
-        if not self.log(stage).is_file():
-            return ""
-        with self.log(stage).open("rb") as file:
-            file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
-            text = file.read().decode(errors="replace")
-        lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
-        line = lines[-1][:LONGEST_LINE] if lines else ""
-        return "".join(letter if letter.isprintable() else "?" for letter in line)
+        path = self.log(stage)
+        text = path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if path.is_file() else ""
+        lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()] or [""]
+        return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:LONGEST_LINE])
 
 
 def parse_eval_options(options: Sequence[str]) -> argparse.Namespace:

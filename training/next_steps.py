@@ -16,9 +16,13 @@ def next_steps(run: RunDirectory) -> str:
     """Return where a finished run lies and the commands that come next, ready to be typed in this folder."""
     found = shutil.which("python")
     is_active = found is not None and Path(found).parent == Path(sys.executable).parent
-    python = "python" if is_active else _typed(Path(sys.executable))
+    activate = Path(sys.executable).with_name("activate")
+    first = (
+        {} if is_active or not activate.is_file() else {f"source {_typed(activate)}": "once in a terminal"}
+    )
+    python = "python" if is_active or first else _typed(Path(sys.executable))
     score = f"{python} {_typed(REPOSITORY / 'eval.py')} {shlex.quote(f'-run_name={run.name}')}"
-    commands = {
+    commands = first | {
         score: "scores it",
         f"{python} -m tensorboard.main --logdir {_typed(run.tensorboard)}": "shows its curves",
         f"{_script('play.sh')} {shlex.quote(f'-run_name={run.name}')}": "shows it and its dream",

@@ -19,20 +19,29 @@ def test_commands_can_be_typed_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert where == "finished: outputs/[a] b"
     commands = [shlex.split(line, comments=True) for line in lines]
     score = [str(REPOSITORY / "eval.py"), "-run_name=[a] b"]
-    assert commands[2][0] == str(REPOSITORY / "play.sh")
-    assert [command[1:] for command in commands] == [
+    assert commands[-2][0] == str(REPOSITORY / "play.sh")
+    assert [command[1:] for command in commands[-4:]] == [
         score,
         ["-m", "tensorboard.main", "--logdir", "runs/[a] b"],
         ["-run_name=[a] b"],
         [*score, "-record_video"],
     ]
-    monkeypatch.setenv("PATH", str(tmp_path))  # where no python is
-    assert shlex.split(next_steps(RunDirectory("a")).splitlines()[1])[0] == sys.executable
 
 
-def test_commands_are_short_where_the_environment_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_begin_with_the_environment_where_none_is_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(REPOSITORY)
+    score = "eval.py -run_name=Boxing-STORM-seed_0"
+
+    def first_commands() -> list[str]:
+        lines = next_steps(RunDirectory("Boxing-STORM-seed_0")).splitlines()
+        return [line.split("#")[0].strip() for line in lines[1:3]]
+
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    lines = next_steps(RunDirectory("Boxing-STORM-seed_0")).splitlines()
-    assert lines[1].split("#")[0].strip() == "python eval.py -run_name=Boxing-STORM-seed_0"
-    assert lines[3].split("#")[0].strip() == "./play.sh -run_name=Boxing-STORM-seed_0"
+    assert first_commands()[0] == f"python {score}"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert first_commands()[0] == f"{tmp_path}/python {score}"
+    (tmp_path / "activate").touch()
+    assert first_commands() == [f"source {tmp_path}/activate", f"python {score}"]
