@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 
-from run_files.states import StateStore
-
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # before this folder, whose own run_files/ would be found
+
+from run_files.states import StateStore  # noqa: E402
+
 NAME = "run"
 NOT_FINISHED = 75
 KINDS = ("KILL while starting", "KILL", "KILL while saving", "TERM", "INT", "USR1")
