@@ -173,6 +173,7 @@ def table(figures: dict[str, Any]) -> str:
         f"peak of this device: {peak['product_flop_per_s'] / 1e9:.0f} GFLOP/s ({figures['precision']}), "
         f"{peak['float32_1024x512x512_flop_per_s'] / 1e9:.0f} GFLOP/s (float32, 1024×512×512), "
         f"copy {peak['copy_bytes_per_s'] / 1e9:.1f} GB/s",
+        "of copy: bytes moved per second over those of a large copy; above 100 % they come from a cache",
         f"memory at most: {figures['peak_memory_bytes'] / 1e9:.2f} GB",
         f"{figures['hardware']}, {figures['threads']} threads, {figures['device']}, "
         f"commit {figures['commit']}",

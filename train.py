@@ -53,7 +53,15 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         run.faults_in_a_row = 0
         run.record(result)
         log_and_save(run, before, stop, bar)
-    return True
+    run.save_state(status_of(run))
+    return not run.evaluation_due
+
+
+def status_of(run: TrainingRun) -> str:
+    """Return how a run stands; at its last step an evaluation that was put off is still to be made."""
+    if run.step < run.config.JointTrainAgent.SampleMaxSteps:
+        return "running"
+    return "stopped" if run.evaluation_due else "finished"
 
 
 def crossed(before: int, now: int, every: int) -> bool:
@@ -78,7 +86,7 @@ def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) ->
         line = run.health_line()
         if line is not None:
             bar.write(line, file=sys.stderr)
-        run.save_state("finished" if now >= task.SampleMaxSteps else "running")
+        run.save_state(status_of(run))
     elif 0 < task.SaveEverySeconds <= run.seconds_since_save():
         run.save_state("running")
 

@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from configuration.schema import Environment as EnvironmentSettings
 from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
-from environments.atari import AtariGame, emulator_arguments, is_atari
+from environments.atari import AtariGame, emulator_arguments, is_atari, overruled
 from environments.spaces import ImageReader, action_map, observation_reader
 from environments.state_checks import expect
 from utils import UserError, nearest
@@ -78,10 +78,13 @@ def _suggestion(name: str) -> str:
 
 
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
-    """Return a line on settings that were changed and mean nothing to that environment, if there are any."""
-    defaults = EnvironmentSettings()
+    """Return lines on settings that mean nothing to that environment, or that its own id had otherwise."""
+    defaults, spec = EnvironmentSettings(), find_spec(name)
     changed = [key for key in ATARI_SETTINGS if getattr(settings, key) != getattr(defaults, key)]
-    if not changed or is_atari(find_spec(name)):
+    if is_atari(spec):
+        other = [f"{one}={spec.kwargs[one]} by Environment.{key}" for one, key in overruled(spec, settings)]
+        return [f"note: of {name}, {', '.join(other)}"] if other else []
+    if not changed:
         return []
     keys = ", ".join(f"Environment.{key}" for key in changed)
     return [f"warning: {keys}: applies to Atari games only, not to {name}"]
@@ -124,7 +127,7 @@ class SingleEnvironment:
     def _choose_arguments(self, image_size: int) -> dict[str, Any]:
         given, limit = self._settings.Arguments, self._spec.max_episode_steps
         if is_atari(self._spec):
-            chosen, limit = emulator_arguments(self._spec.kwargs, self._settings), None
+            chosen = emulator_arguments(self._spec.kwargs, self._settings)
         else:
             own_size = self._spec.namespace in ("Diagnostic", "dm_control")
             chosen = ({"image_size": image_size} if own_size else {}) | given

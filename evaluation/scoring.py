@@ -40,7 +40,7 @@ def score(target: Target, record_video: bool) -> None:
                 append(path, row, episodes)
             bar.write(describe(row))
             if video is not None:
-                bar.write(f"wrote {video.save(target.run.evaluations / f'{target.run.name}_{step}')}")
+                bar.write(f"wrote {video.save(target.run.shown / row.file_name)}")
     print(f"wrote {path} and {episode_table(path).name}")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from utils import UserError, write_atomically
+from utils import UserError, as_file_name, write_atomically
 
 # Rows that agree in these are of one evaluation. Older tables lack some.
 KEY = ("step", "episodes", "seed", "protocol", "greedy", "num_envs", "settings")
@@ -56,6 +56,12 @@ class Evaluation:
     def key(self) -> Key:
         """What no two evaluations of a table share."""
         return _key(self.row)
+
+    @property
+    def file_name(self) -> str:
+        """A file's name, without its ending, that no two evaluations of a table share."""
+        parts = [str(self.step), f"{self.episodes}_episodes", f"{self.num_envs}_envs", f"seed_{self.seed}"]
+        return as_file_name("-".join([*parts, *filter(None, [self.how])]))
 
     @property
     def how(self) -> str:

@@ -14,7 +14,7 @@ from compute.execution import Execution
 from evaluation.predictions import measure
 from evaluation.target import Target
 from run_files.loggers import encode_gif
-from utils import resolve_device, write_atomically
+from utils import as_file_name, resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
 VIDEO_FPS = 5.0  # slow enough to compare
@@ -40,7 +40,8 @@ def report_world_model(target: Target) -> None:
     execution = Execution(settings, resolve_device(settings.device))
     result, video = measure(target.config, execution, target.checkpoints, target.steps[-1], settings.Seed)
     print(table(result))
-    paths = write_report(result, video, target.run.evaluations, target.run.name)
+    name = as_file_name(f"world_model-{target.steps[-1]}-seed_{settings.Seed} {target.settings}".strip())
+    paths = write_report(result, video, target.run.shown / name)
     print(f"wrote {', '.join(map(str, paths))}")
 
 
@@ -83,8 +84,8 @@ def plot(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def write_report(result: dict[str, Any], video: np.ndarray | None, folder: Path, run_name: str) -> list[Path]:
-    """Write <run>_world_model.json, .png and, of images, .gif; return their paths."""
+def write_report(result: dict[str, Any], video: np.ndarray | None, path: Path) -> list[Path]:
+    """Write `path` with the endings .json, .png and, of images, .gif; return their paths."""
     plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON knows no nan
     contents = {
         "json": json.dumps(plain, indent=1),
@@ -92,7 +93,7 @@ def write_report(result: dict[str, Any], video: np.ndarray | None, folder: Path,
     }
     if video is not None:
         contents["gif"] = encode_gif(video, VIDEO_FPS)
-    paths = {folder / f"{run_name}_world_model.{ending}": content for ending, content in contents.items()}
-    for path, content in paths.items():
-        write_atomically(path, content)
+    paths = {path.with_name(f"{path.name}.{ending}"): content for ending, content in contents.items()}
+    for each, content in paths.items():
+        write_atomically(each, content)
     return list(paths)

@@ -1,7 +1,7 @@
 """Where a run's files lie, and who may write them.
 
 outputs/<n>/                       config.yaml, run.json, metrics.jsonl, manifest.json, ckpt/, state/, videos/
-outputs/eval_result/<n>.csv        evaluations; <n>_episodes.csv, <n>_<step>.gif, <n>_world_model.*
+outputs/eval_result/<n>.csv        evaluations; <n>_episodes.csv, and in <n>/ films and world-model reports
 runs/<n>/                          TensorBoard event files
 """
 
@@ -54,6 +54,7 @@ class RunDirectory:
         self.videos = self.outputs / "videos"
         self.evaluations = self.root / "outputs" / EVALUATIONS
         self.table = self.evaluations / f"{name}.csv"
+        self.shown = self.evaluations / name  # films, and what the world model predicts
         self.lock_file = self.root / "outputs" / ".locks" / f"{name}.lock"
         self._lock: io.FileIO | None = None
         self.trained = {part: self.outputs / part for part in TRAINED}
@@ -136,9 +137,7 @@ class RunDirectory:
 
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths of all that the run wrote, the folder with the states last."""
-        mine = re.compile(
-            rf"{re.escape(self.name)}(\.csv|{EPISODES}\.csv|_\d+\.(?:gif|mp4)|_world_model\.(?:json|png|gif))"
-        )
+        mine = re.compile(rf"{re.escape(self.name)}(|\.csv|{EPISODES}\.csv)")
         files = sorted(self.evaluations.iterdir()) if self.evaluations.is_dir() else []
         ends = [(path, match[1]) for path in files if (match := mine.fullmatch(path.name))]
         return [

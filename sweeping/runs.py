@@ -89,7 +89,7 @@ class SweepRun:
             and (row.greedy or 0) == (options.greedy or self.config.Evaluation.Greedy)
             and row.settings == ""
             and options.seed in (None, row.seed)
-            and (row.episodes or 1) >= (options.num_episodes or 1)
+            and (row.episodes or 1) >= (options.num_episodes or self.config.Evaluation.NumEpisodes)
         )
 
     def obstacle(self) -> str | None:

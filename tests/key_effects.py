@@ -340,8 +340,9 @@ def evaluating(folder: Path, *overrides: str) -> Effects:
     for also in ((), ("-world_model",)):
         assert evaluate(folder, *arguments, *also, *overrides).code == 0
     rows = list(csv.DictReader((results / "run.csv").open()))
-    report = json.loads((results / "run_world_model.json").read_text())
-    with Image.open(results / "run_world_model.gif") as video:
+    (judged,) = (results / "run").glob("world_model-*.json")
+    report = json.loads(judged.read_text())
+    with Image.open(judged.with_name(f"{judged.stem}.gif")) as video:
         size = video.size
     return {
         **{f"scored {column}": rows[-1][column] for column in ("episodes", "num_envs", "greedy")},

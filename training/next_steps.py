@@ -20,7 +20,10 @@ def next_steps(run: RunDirectory) -> str:
     first = (
         {} if is_active or not activate.is_file() else {f"source {_typed(activate)}": "once in a terminal"}
     )
-    python = "python" if is_active or first else _typed(Path(sys.executable))
+    typed_in = os.environ.get("PWD")  # of whoever called a script that went elsewhere
+    if typed_in and Path(typed_in).resolve() != Path.cwd():
+        first = {f"cd {shlex.quote(str(Path.cwd()))}": "where it was trained"} | first
+    python = "python" if is_active or activate.is_file() else _typed(Path(sys.executable))
     score = f"{python} {_typed(REPOSITORY / 'eval.py')} {shlex.quote(f'-run_name={run.name}')}"
     commands = first | {
         score: "scores it",

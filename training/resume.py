@@ -58,7 +58,8 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     """
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
-    if saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps:
+    reached = saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps
+    if reached and not saved.state.get("evaluation_due"):
         if not directory.is_closed():  # it died between its last state and saying so
             finished = {"status": "finished", "finished_step": saved.step}
             directory.write_status(directory.read_status() | finished)

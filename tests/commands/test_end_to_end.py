@@ -389,7 +389,7 @@ def record_video(runs: Path, name: str, *options: str) -> str:
 def test_a_video_shows_whole_episodes_as_the_emulator_draws_them(runs: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     out = record_video(runs, "storm", "-num_episodes=3", "-num_envs=2")  # of which two are environment 0's
-    path = runs / "outputs" / "eval_result" / f"storm_{STEPS}.mp4"
+    path = runs / "outputs" / "eval_result" / "storm" / f"{STEPS}-3_episodes-2_envs-seed_0.mp4"
     assert f"{path.name}\n" in out
     frames = ffmpeg.read_frames(str(path))
     assert next(frames)["source_size"] == (160, 210) and len(list(frames)) == 2 * 25
@@ -401,13 +401,16 @@ def test_without_an_encoder_a_video_is_a_gif(runs: Path, monkeypatch: pytest.Mon
     assert train(runs, "catch", *settings).code == 0
     assert "human-normalised" not in record_video(runs, "catch", "-num_episodes=2")
     assert table(runs, "catch")[1][3] == ""  # no human has played it
-    path = runs / "outputs" / "eval_result" / "catch_5.gif"
+    path = runs / "outputs" / "eval_result" / "catch" / "5-2_episodes-1_envs-seed_0.gif"
     with Image.open(path) as picture:
         assert picture.n_frames == 18 and picture.size == (16, 16)
     monkeypatch.setattr(video, "GIF_PICTURES", 8)
     record_video(runs, "catch", "-num_episodes=2")
     with Image.open(path) as picture:  # every fourth picture, at the same speed
         assert picture.n_frames == 5 and picture.info["duration"] == pytest.approx(4 * 1000 / 15, abs=10)
+    kept = path.read_bytes()
+    record_video(runs, "catch", "-num_episodes=2", "-greedy", "-seed=7")
+    assert path.with_name("5-2_episodes-1_envs-seed_7-greedily.gif").exists() and path.read_bytes() == kept
 
 
 def test_evaluations_are_seeded_apart_from_training_and_from_one_another(

@@ -62,7 +62,7 @@ def test_eval_writes_json_plot_and_video(
     results = []
     for _ in range(2):
         eval_module.main(["-run_name=catch", "-world_model"])
-        results.append(json.loads(Path("outputs/eval_result/catch_world_model.json").read_text()))
+        results.append(json.loads(Path("outputs/eval_result/catch/world_model-100-seed_0.json").read_text()))
     assert results[0] == results[1]
     result = results[0]
     assert (result["step"], result["context"], result["windows"]) == (100, CONTEXT, WINDOWS)
@@ -70,9 +70,9 @@ def test_eval_writes_json_plot_and_video(
     assert result["steps_played"] == 9 * len(result["episode_returns"]) >= WINDOWS * (CONTEXT + HORIZON)
     assert set(result["prior"]) == {"kl", "perplexity", "prior_entropy", "posterior_entropy"}
     assert not result["beats_copy_where_changed"]  # it has learnt nothing
-    with Image.open("outputs/eval_result/catch_world_model.gif") as video:
+    with Image.open("outputs/eval_result/catch/world_model-100-seed_0.gif") as video:
         assert video.n_frames > 1 and video.size == (4 * 16, 3 * 16 + 2)
-    with Image.open("outputs/eval_result/catch_world_model.png") as figure:
+    with Image.open("outputs/eval_result/catch/world_model-100-seed_0.png") as figure:
         assert figure.format == "PNG"
     assert "NOT at every" in capsys.readouterr().out
     assert not Path("outputs/eval_result/catch.csv").exists()
@@ -89,7 +89,7 @@ def test_vectors_are_judged_in_symlog_space_and_not_filmed(
     for name, model in zip(("world_model", "agent"), make_models(config, spaces, CPU), strict=True):
         save_weights(run.checkpoints / f"{name}_100.pth", model)
     eval_module.main(["-run_name=pole", "-world_model"])
-    assert {path.suffix for path in Path("outputs/eval_result").iterdir()} == {".json", ".png"}
+    assert {path.suffix for path in Path("outputs/eval_result/pole").iterdir()} == {".json", ".png"}
     assert "horizon at which the observation changes" in capsys.readouterr().out
     batch = Batch(
         torch.randn(2, CONTEXT + HORIZON, 4), torch.zeros(2, CONTEXT + HORIZON).long(), *torch.zeros(2, 2, 8)
@@ -239,8 +239,8 @@ def test_the_table_shows_each_horizon(tmp_path: Path) -> None:
         "by_horizon": columns, "beats_copy_where_changed": False,
         "prior": dict.fromkeys(("kl", "perplexity", "prior_entropy", "posterior_entropy"), 1.0),
     }  # fmt: skip
-    write_report(result, None, tmp_path, "run")
-    written = json.loads((tmp_path / "run_world_model.json").read_text())["by_horizon"]
+    write_report(result, None, tmp_path / "run")
+    written = json.loads((tmp_path / "run.json").read_text())["by_horizon"]
     assert written["model_error"] == [0.25, None]  # JSON knows no nan
     lines = table(result).splitlines()
     assert [line.split()[0] for line in lines[3:5]] == ["1", "2"]

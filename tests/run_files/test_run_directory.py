@@ -200,11 +200,10 @@ class TestFiles:
         directory = RunDirectory("pong", tmp_path)
         assert directory.archive() is None
         directory.evaluations.mkdir(parents=True)
-        own = (".csv", "_episodes.csv", "_5000.gif", "_5000.mp4", "_world_model.json", "_world_model.gif")
+        own = (".csv", "_episodes.csv", "/5000.gif", "/world_model.json")
         others = (
             "pong_1.csv",
             "pong_1_episodes.csv",
-            "pong_1_5000.gif",
             "pong-other.csv",
             "pong_world_model.csv",
         )
@@ -214,6 +213,7 @@ class TestFiles:
             directory.lock()
             directory.save_config(Config())
             RunLogger(directory, Config()).close()
+            directory.shown.mkdir()
             for end in own:
                 (directory.evaluations / f"pong{end}").touch()
             assert directory.archive() == f"pong.archived-{number}"
@@ -223,7 +223,7 @@ class TestFiles:
             assert len(list(archived.tensorboard.iterdir())) == 1
         assert {path.name for path in directory.evaluations.iterdir()} == {
             *others,
-            *(f"pong.archived-{number}{end}" for number in (1, 2) for end in own),
+            *(f"pong.archived-{number}{end}" for number in (1, 2) for end in ("", ".csv", "_episodes.csv")),
         }
         ready = fork.Event()
         process = fork.Process(target=hold_lock, args=(tmp_path, ready, "pong"))

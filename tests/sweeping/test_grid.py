@@ -138,7 +138,7 @@ def write_evaluation(run: SweepRun, *rows: str) -> None:
 
 
 def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) -> None:
-    for seed, rows in enumerate(([], ["40,1.0,5"], ["20,1.0,5", "40,1.0,5"])):
+    for seed, rows in enumerate(([], ["40,1.0,20"], ["20,1.0,20", "40,1.0,20"])):
         (run,) = plan(tmp_path, f"seeds={seed}")
         assert not run.is_done("evaluate")
         write_evaluation(run, *rows)
@@ -148,13 +148,13 @@ def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "evaluated"),
     [
-        (["-checkpoints", "last"], True),
+        (["-checkpoints", "last"], False),  # the config asks for 20 episodes
         (["-checkpoints", "20"], False),
         (["-checkpoints", "last", "-num_episodes", "5"], True),
         (["-checkpoints", "last", "-num_episodes", "6"], False),
-        (["-checkpoints", "last", "-protocol=fair"], True),
-        (["-checkpoints", "last", "-protocol=release"], False),
-        (["-checkpoints", "last", "-greedy"], False),
+        (["-checkpoints", "last", "-num_episodes", "5", "-protocol=fair"], True),
+        (["-checkpoints", "last", "-num_episodes", "5", "-protocol=release"], False),
+        (["-checkpoints", "last", "-num_episodes", "5", "-greedy"], False),
         ([], False),
     ],
 )

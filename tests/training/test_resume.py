@@ -149,23 +149,27 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(evaluated: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, 3])  # the last one comes with the last step
+def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(
+    evaluated: Path, tmp_path: Path, number: int
+) -> None:
     acted: list[EvaluationPolicy] = []
     original = EvaluationPolicy.act
 
     def act(self: EvaluationPolicy, observation: np.ndarray) -> np.ndarray:
         acted.append(self)
-        if len({id(policy.streams) for policy in acted}) == 2 and acted.count(self) == 3:
+        if len({id(policy.streams) for policy in acted}) == number and acted.count(self) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, observation)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EvaluationPolicy, "act", act)
         result = train(tmp_path, "run", EVALUATE)
-    assert result.code == NOT_FINISHED and "stopped by SIGTERM at step 80" in result.err
-    assert len(acted) == 2 * 25 + 3  # two episodes of step 40, three steps at step 80
+    step, played = 40 * number, (number - 1) * 2 * 25 + 3
+    assert result.code == NOT_FINISHED and f"stopped by SIGTERM at step {step}" in result.err
+    assert len(acted) == played  # the evaluations before, and three steps
     result = train(tmp_path, "run", EVALUATE)
-    assert result.code == 0 and "step 80: evaluated" in result.err
+    assert result.code == 0 and f"step {step}: evaluated" in result.err
     assert differences(evaluated, tmp_path) == []
 
 
