@@ -2,6 +2,8 @@
 
     python experiments/control.py                                # four tasks, two seeds, both models
     python experiments/control.py --tasks walker-walk --seeds 0 1 2 --models STORM-control
+    python experiments/control.py --tasks CartPole-v1 --episodes 100 JointTrainAgent.SampleMaxSteps=30_000
+    python experiments/control.py --out mixers --variant latents Models.WorldModel.StateMixer=latent_attention
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once, in <out>/<task>.json, and drawn beside DreamerV3, DMPO and
@@ -11,9 +13,13 @@ PPO at the same simulator steps (results/published_control.json).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import re
 import statistics
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +41,58 @@ from utils import OneLineParser, run_cli, write_atomically
 TASKS = ("cartpole-balance", "reacher-easy", "walker-stand", "cartpole-swingup")
 MODELS = ("STORM-control", "GITSTORM-control")
 PUBLISHED = ROOT / "results" / "published_control.json"
-EPISODES = 10  # of the evaluation
 WINDOW = 10_000  # simulator steps, the last ones, that the training return is averaged over
 
 
-def run_name(task: str, model: str, seed: int) -> str:
-    """Return the name of a run."""
-    return f"{task}-{model}-seed_{seed}"
+@dataclass(frozen=True)
+class Run:
+    """One run of the grid; `variant` names its settings if they are not those of the config."""
+
+    task: str
+    model: str
+    variant: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Config and variant."""
+        return f"{self.model} {self.variant}".strip()
+
+    @property
+    def name(self) -> str:
+        """Its name among all runs."""
+        return f"{self.task}-{self.label.replace(' ', '-')}-seed_{self.seed}"
+
+    @property
+    def environment(self) -> str:
+        """Gymnasium's id; tasks without a version are those of dm_control."""
+        return self.task if re.search(r"-v\d+$", self.task) else f"dm_control/{self.task}-v0"
 
 
-def measure(task: str, model: str, seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
+def measure(run: Run, overrides: list[str], episodes: int, folder: Path) -> dict[str, Any]:
     """Train one run, or go on with it; evaluate its last checkpoint; return its row."""
-    name = run_name(task, model, seed)
-    settings = [f"BasicSettings.env_name=dm_control/{task}-v0", f"BasicSettings.Seed={seed}", *overrides]
-    process = start_training(name, model, settings, folder)
+    settings = [f"BasicSettings.env_name={run.environment}", f"BasicSettings.Seed={run.seed}", *overrides]
+    process = start_training(run.name, run.model, settings, folder)
     if process.wait():
-        raise RuntimeError(f"{name} ended with code {process.returncode}; see {name}.log")
-    config = load_config([f"BasicSettings.config_path={ROOT / 'config_files' / model}.yaml", *settings])
-    repeat = action_repeat(config.BasicSettings.env_name, config.Environment)
-    returns = [(step * repeat, value) for step, value in training_returns(name, folder)]
-    facts = run_facts(name, folder)
+        raise RuntimeError(f"{run.name} ended with code {process.returncode}; see {run.name}.log")
+    config = load_config([f"BasicSettings.config_path={ROOT / 'config_files' / run.model}.yaml", *settings])
+    repeat = action_repeat(run.environment, config.Environment)
+    returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
+    facts = run_facts(run.name, folder)
     last = facts["trained_steps"] * repeat
-    step = saved_steps(name, folder)[-1]
     row = {
-        "model": model,
-        "seed": seed,
+        "model": run.label,
+        "seed": run.seed,
         "settings": overrides,
         "simulator_steps": last,
         "final_training_return": statistics.fmean(value for at, value in returns if at > last - WINDOW),
-        "evaluation_returns": evaluate(name, step, EPISODES, folder),
+        "evaluation_returns": evaluate(run.name, saved_steps(run.name, folder)[-1], episodes, folder),
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),
         **facts,
         "training_returns": returns,
     }
     print(
-        f"{name}: {row['final_training_return']:.0f} over the last {WINDOW} simulator steps, evaluated "
+        f"{run.name}: {row['final_training_return']:.0f} over the last {WINDOW} simulator steps, evaluated "
         f"{statistics.fmean(row['evaluation_returns']):.0f}, {facts['training_minutes']:.0f} minutes",
         flush=True,
     )
@@ -94,19 +117,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tasks", nargs="+", default=TASKS, help=f"default {' '.join(TASKS)}")
     parser.add_argument("--models", nargs="+", default=MODELS, help=f"configs, default {' '.join(MODELS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default 0 1")
+    parser.add_argument("--variant", default="", help="what runs with these settings are called")
+    parser.add_argument("--episodes", type=int, default=10, help="of the evaluation, default 10")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results" / "control", help="folder of the records"
     )
     options = parser.parse_args(arguments)
-    facts = experiment_facts("control.py", arguments)
-    grid = [
-        (task, model, seed) for seed in options.seeds for task in options.tasks for model in options.models
-    ]
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        rows = pool.map(lambda run: measure(*run, options.overrides, Path.cwd()), grid)
-        for (task, _, _), row in zip(grid, rows, strict=True):
+    facts, recording = experiment_facts("control.py", arguments), threading.Lock()
+    grid = itertools.product(options.seeds, options.tasks, options.models)
+
+    def finish(seed: int, task: str, model: str) -> None:
+        run = Run(task, model, options.variant, seed)
+        row = measure(run, options.overrides, options.episodes, Path.cwd())
+        with recording:
             record(options.out / f"{task}.json", task, row, facts)
             draw(sorted(options.out.glob("*.json")), PUBLISHED, options.out / "control.png")
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        list(pool.map(lambda cell: finish(*cell), grid))
     print(f"wrote {options.out}")
     return 0
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from experiments.figures import DOTS_PER_INCH, running_mean
 from utils import write_atomically
 
 COLOURS = {"STORM-control": "#0072B2", "GITSTORM-control": "#D55E00"}  # Okabe and Ito (2008)
+VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other settings
 OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
 AVERAGED = 5  # training episodes in a point of our curves
 COLUMNS = 4
@@ -34,7 +36,7 @@ def draw(records: Sequence[Path], published: Path, path: Path) -> None:
         axes.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2 * columns, frameon=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
 
 
@@ -46,16 +48,21 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         seeds = others["methods"][name].get(record["task"].replace("-", "_"), {})
         if not seeds:
             continue
-        table = np.array(list(seeds.values()), dtype=float)[:, steps <= end]
-        shown = steps[steps <= end]
+        table = np.array(list(seeds.values()), dtype=float)
+        known = (steps <= end) & ~np.isnan(table).all(0)
+        table, shown = table[:, known], steps[known]
         axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
+    variants = sorted({run["model"] for run in record["runs"]} - set(COLOURS))
+    colours = COLOURS | dict(zip(variants, VARIANTS, strict=False))
     for run in record["runs"]:
         at, values = zip(*run["training_returns"], strict=True)
         at, values = running_mean(at, values, AVERAGED)
-        axes.plot(at, values, color=COLOURS.get(run["model"], "black"), lw=1.4, label=run["model"])
+        axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
     axes.set_title(record["task"], fontsize="medium")
     axes.set_xlabel("simulator steps")
     axes.set_xlim(0, end)
-    axes.set_ylim(0, 1000)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:
+        axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
