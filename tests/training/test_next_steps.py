@@ -15,6 +15,7 @@ from utils import REPOSITORY
 
 def test_commands_can_be_typed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
     where, *lines = next_steps(RunDirectory("[a] b")).splitlines()
     assert where == "finished: outputs/[a] b"
     commands = [shlex.split(line, comments=True) for line in lines]
@@ -32,6 +33,7 @@ def test_commands_begin_with_the_environment_where_none_is_active(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("PWD", str(REPOSITORY))
     score = "eval.py -run_name=Boxing-STORM-seed_0"
 
     def first_commands() -> list[str]:
@@ -45,3 +47,5 @@ def test_commands_begin_with_the_environment_where_none_is_active(
     assert first_commands()[0] == f"{tmp_path}/python {score}"
     (tmp_path / "activate").touch()
     assert first_commands() == [f"source {tmp_path}/activate", f"python {score}"]
+    monkeypatch.setenv("PWD", str(tmp_path))  # of the shell that called a script
+    assert first_commands() == [f"cd {REPOSITORY}", f"source {tmp_path}/activate"]
