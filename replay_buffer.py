@@ -13,18 +13,6 @@ from utils import UserError
 FIELDS = Batch._fields
 
 
-def gather_windows(storage: dict[str, Tensor], rows: Tensor, environment: Tensor) -> Batch:
-    """Return rows (B, L) of environments (B,) out of arrays (capacity, N, ...), one gather a field."""
-    num_envs = storage["action"].shape[1]
-    flat = (rows * num_envs + environment.unsqueeze(1)).flatten()
-    return Batch(
-        **{
-            name: storage[name].flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
-            for name in FIELDS
-        }
-    )
-
-
 class ReplayBuffer:
     """Ring buffer of the latest steps of N environments, on any device.
 
@@ -114,7 +102,9 @@ class ReplayBuffer:
         environment = torch.randint(self.num_envs, (batch_size,), **options)
         first = torch.randint(starts, (batch_size,), **options) + self.oldest
         rows = (first.unsqueeze(1) + torch.arange(length, device=self.device)) % self.capacity
-        return gather_windows(self._storage, rows, environment)
+        flat = (rows * self.num_envs + environment.unsqueeze(1)).flatten()
+        fields = (self._storage[name].flatten(0, 1) for name in FIELDS)
+        return Batch(*(field.index_select(0, flat).unflatten(0, rows.shape) for field in fields))
 
     def export_rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Rows [start, stop) as host arrays (stop − start, N, ...), to be saved."""

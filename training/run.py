@@ -35,7 +35,7 @@ from run_files.states import SavedState, StateStore
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
 from sub_models import storm_checkpoint
 from sub_models.batch import Batch
-from training.demonstrations import Demonstrations
+from training.demonstrations import load_demonstrations
 from training.health import health
 from training.learner import Learner, make_policy
 from utils import UserError, resolve_device, silence
@@ -183,9 +183,9 @@ class TrainingRun:
             self.replay.append(self.observation, *row)
         self.observation = result.observation
 
-    def _load_demonstrations(self) -> Demonstrations:
+    def _load_demonstrations(self) -> ReplayBuffer:
         settings, task = self.config.BasicSettings, self.config.JointTrainAgent
-        return Demonstrations.load(
+        return load_demonstrations(
             Path(settings.trajectory_path),
             self.environment.spaces,
             max(task.BatchLength, task.ImagineContextLength),

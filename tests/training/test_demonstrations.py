@@ -14,7 +14,8 @@ import pytest
 import torch
 from tests_support import CPU, image_spaces
 
-from training.demonstrations import Demonstrations
+from replay_buffer import ReplayBuffer
+from training.demonstrations import load_demonstrations
 from utils import UserError
 
 STEPS, ACTIONS, SIZE = 40, 5, 16
@@ -31,8 +32,8 @@ def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> Demonstrations:
-    return Demonstrations.load(path, image_spaces(SIZE, ACTIONS), shortest, CPU, clip_rewards)
+def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> ReplayBuffer:
+    return load_demonstrations(path, image_spaces(SIZE, ACTIONS), shortest, CPU, clip_rewards)
 
 
 def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
@@ -45,7 +46,7 @@ def write_pickle(path: Path, content: Any, protocol: int = 4) -> Path:
     return path
 
 
-def check_windows(demonstrations: Demonstrations, trajectory: dict[str, np.ndarray]) -> None:
+def check_windows(demonstrations: ReplayBuffer, trajectory: dict[str, np.ndarray]) -> None:
     """Every window is a stretch of the trajectory, with termination where it is done."""
     assert len(demonstrations) == len(trajectory["action"])
     batch = demonstrations.sample(50, 8, torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ import pytest
 import play
 from evaluation import load_policy
 from evaluation.playing.session import Session
-from training.demonstrations import Demonstrations
+from training.demonstrations import load_demonstrations
 
 pytest.importorskip("aiohttp")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -152,7 +152,7 @@ def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
     page.click("#record")
     wait_until(page, lambda: page.inner_text("#saved") != "")
     path = Path(site.session.saved[0])
-    demonstrations = Demonstrations.load(
+    demonstrations = load_demonstrations(
         path, site.session.spaces, 16, site.session.policy.streams.device, False
     )
     assert len(demonstrations) > 20 and path.name in page.inner_text("#saved")
