@@ -11,13 +11,16 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 
 # isort: split
 import argparse
+import functools
 import json
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
 from compute.execution import Execution
@@ -30,11 +33,10 @@ from train import train
 from training.measurements import (
     Clock,
     Iteration,
-    batch_growth,
     copy_bandwidth,
     end_to_end,
     evaluation_speed,
-    horizon_growth,
+    imagination_growth,
     measure_phases,
     product_rate,
 )
@@ -52,18 +54,19 @@ WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
 HORIZONS = (16, 32, 64)
 BATCHES = (256, 512, 1024)
-# Whole loops among the rows: a title, and settings besides those of the command line.
-CPU_LOOPS = {
-    preset: [f"BasicSettings.config_path=config_files/{preset}.yaml"]
-    for preset in ("STORM-tiny", "GITSTORM-tiny")
-}
-GPU_LOOPS = {
-    title: [f"BasicSettings.config_path=config_files/{preset}.yaml", "Evaluation.NumEnvs=20", *settings]
-    for title, preset, settings in (
-        ("STORM", "STORM", ()),
-        ("GITSTORM", "GITSTORM", ()),
-        ("STORM, replay buffer on the host", "STORM", ["BasicSettings.ReplayBufferOnGPU=False"]),
-    )
+# Whole loops among the rows: by device, a title, and settings besides those of the command line.
+PRESET = "BasicSettings.config_path=config_files/{}.yaml".format
+LOOPS = {
+    "cpu": {preset: [PRESET(preset)] for preset in ("STORM-tiny", "GITSTORM-tiny")},
+    "cuda": {
+        "STORM": [PRESET("STORM"), "Evaluation.NumEnvs=20"],
+        "GITSTORM": [PRESET("GITSTORM"), "Evaluation.NumEnvs=20"],
+        "STORM, replay buffer on the host": [
+            PRESET("STORM"),
+            "Evaluation.NumEnvs=20",
+            "BasicSettings.ReplayBufferOnGPU=False",
+        ],
+    },
 }
 
 
@@ -89,24 +92,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures, as --json writes them."""
-    device = resolve_device(config.BasicSettings.device)
-    execution = Execution(config.BasicSettings, device)
-    clock = make_clock(config, options)
-    peak = measure_peak(clock, execution.dtype)
+def measure(config: Config, clock: Clock) -> dict[str, Any]:
+    """Return the figures of the phases, as --json writes them."""
+    device, execution = clock.device, Execution(config.BasicSettings, clock.device)
+    peaks = [measure_peak(clock, execution.dtype)]
     phases = measure_phases(config, execution, clock, environment_spaces(config))
     if device.type == "cuda":
         peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
         peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    again = measure_peak(clock, execution.dtype)  # on a shared machine a single moment may be a slow one
-    peak = {name: max(value, again[name]) for name, value in peak.items()}
+    peaks.append(measure_peak(clock, execution.dtype))  # of a shared machine a moment may be a slow one
+    peak = {name: max(each[name] for each in peaks) for name in peaks[0]}
     for row in phases.values():
         row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
         row["share_of_copy"] = row["bytes_per_s"] / peak["copy_bytes_per_s"]
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
-    figures: dict[str, Any] = {
+    ratio = release_ratio(iteration_s, peak) if is_release_size(config, device) else None
+    return {
         "iteration_s": iteration_s,
         "iterations_per_s": 1 / iteration_s,
         "env_steps_per_s": None,
@@ -116,23 +118,17 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory,
         "precision": str(execution.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "speed_up_over_release": release_ratio(iteration_s, peak)
-        if is_release_size(config, device)
-        else None,
+        "speed_up_over_release": ratio,
         **machine_facts(device),
     }
-    if options.steps:
-        figures |= end_to_end(config, options.steps, train)
-    return figures
 
 
 def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
-    """What this device reaches at best: matrix products and copies."""
+    """Return what this device reaches at best: matrix products and copies."""
+    largest = PRODUCT if clock.device.type == "cpu" else LARGE_PRODUCT
     return {
         "float32_1024x512x512_flop_per_s": product_rate(clock, PRODUCT, torch.float32),
-        "product_flop_per_s": product_rate(
-            clock, PRODUCT if clock.device.type == "cpu" else LARGE_PRODUCT, dtype
-        ),
+        "product_flop_per_s": product_rate(clock, largest, dtype),
         "copy_bytes_per_s": copy_bandwidth(clock),
     }
 
@@ -183,90 +179,75 @@ def table(figures: dict[str, Any]) -> str:
             f"against the STORM release at paper size, at equal speed of the machine: "
             f"{figures['speed_up_over_release']:.2f}×"
         )
-    if "memory_beside_replay_bytes" in figures:
-        memory = figures["memory_beside_replay_bytes"] / 1e9
-        lines.append(f"memory of the whole loop beside the replay buffer: {memory:.2f} GB")
-    if "host_wait_share" in figures:
-        lines.append(f"share of the whole loop in which the GPU waits: {figures['host_wait_share']:.1%}")
-    if figures["env_steps_per_s"] is not None:
-        lines.append(f"whole loop: {figures['env_steps_per_s']:.2f} environment steps/s")
     return "\n".join(lines)
 
 
-def write_profile(config: Config, options: argparse.Namespace) -> None:
-    """A chrome trace of one iteration and a table of its most expensive kernels."""
-    device = resolve_device(config.BasicSettings.device)
-    iteration = Iteration(config, environment_spaces(config), Execution(config.BasicSettings, device))
-    for _ in range(options.warm_up):
-        for phase in iteration.phases().values():
-            phase()
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+def loop_lines(figures: dict[str, float]) -> str:
+    """The figures of a whole loop for reading."""
+    words = {
+        "env_steps_per_s": "whole loop: {:.2f} environment steps/s",
+        "memory_beside_replay_bytes": "memory of the whole loop beside the replay buffer: {:.3g} bytes",
+        "host_wait_share": "share of the whole loop in which the GPU waits: {:.1%}",
+        "evaluation_steps_per_s": "evaluation: {:.2f} environment steps/s",
+    }
+    return "\n".join(text.format(figures[name]) for name, text in words.items() if name in figures)
+
+
+def write_profile(config: Config, clock: Clock, folder: Path) -> None:
+    """Write a chrome trace of one iteration and a table of its most expensive kernels."""
+    execution = Execution(config.BasicSettings, clock.device)
+    phases = Iteration(config, environment_spaces(config), execution).phases().values()
+    for phase in [*phases] * clock.warm_up:
+        phase()
+    kind = clock.device.type
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if kind == "cuda" else [])
     with profile(activities=activities) as trace:
-        for phase in iteration.phases().values():
-            phase()
-        Clock(device, 1, 0).wait()
-    options.profile.mkdir(parents=True, exist_ok=True)
-    trace.export_chrome_trace(str(options.profile / "trace.json"))
-    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        for phase in phases:
+            clock.once(phase)
+    folder.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(folder / "trace.json"))
+    order = f"self_{'cuda' if kind == 'cuda' else 'cpu'}_time_total"
     text = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
-    (options.profile / "kernels.txt").write_text(text)
+    (folder / "kernels.txt").write_text(text)
 
 
-def plot_growth(
-    horizons: dict[int, dict[str, float]], config: Config, options: argparse.Namespace
-) -> dict[int, float]:
-    """Measure how imagination grows with the batch, and draw it beside the growth with the horizon."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install -r requirements.txt") from error
-    batches = batch_growth(config, make_clock(config, options), environment_spaces(config), list(BATCHES))
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for key, label in (("imagination_s", "whole"), ("without_context_s", "without the context")):
-        left.plot(list(horizons), [row[key] for row in horizons.values()], marker="o", label=label)
-    left.set(xlabel="horizon", ylabel="seconds", title="imagination", ylim=(0, None))
-    left.legend()
-    right.plot(list(batches), list(batches.values()), marker="o")
-    right.set(xlabel="imagined trajectories", ylabel="seconds", title="imagination", ylim=(0, None))
-    write_atomically(options.plot, lambda file: figure.savefig(file, format=options.plot.suffix[1:] or "png"))
-    return batches
-
-
-def measure_horizons(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """How imagination grows with the horizon; printed too: the longest against the shortest."""
-    horizons = horizon_growth(config, make_clock(config, options), environment_spaces(config), list(HORIZONS))
+def measure_growth(config: Config, clock: Clock) -> dict[str, Any]:
+    """Return how imagination grows; print the longest horizon against the shortest."""
+    growth = functools.partial(imagination_growth, config, clock, environment_spaces(config))
+    horizons = growth("ImagineBatchLength", HORIZONS)
     first, last = min(horizons), max(horizons)
     ratio = horizons[last]["without_context_s"] / horizons[first]["without_context_s"]
     print(f"imagination without the context, horizon {last} against {first}: {ratio:.2f}×", flush=True)
-    return {"horizons": horizons, "horizon_ratio": ratio}
+    return {"horizons": horizons, "horizon_ratio": ratio, "batches": growth("ImagineBatchSize", BATCHES)}
 
 
-def measure_rows(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def plot_growth(figures: dict[str, Any], path: Path) -> None:
+    """Draw how imagination grows with the horizon and with the batch."""
+    panels = {"horizons": "horizon", "batches": "imagined trajectories"}
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        rows = pd.DataFrame(figures[name]).T
+        rows.columns = ["whole", "without the context"]
+        rows.plot(ax=axes, marker="o", xlabel=label, ylabel="seconds", title="imagination", ylim=(0, None))
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))
+
+
+def measure_rows(config: Config, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
     """Print and return the rows of docs/performance.md: precisions, growth with the horizon, whole loops."""
-    phases_only = argparse.Namespace(**vars(options) | {"steps": 0})
-    rows: dict[str, Any] = {"iterations": {}, "loops": {}}
+    iterations, loops = {}, {}
     for precision in ("auto", "float32"):
-        changed = apply_overrides(config, [f"BasicSettings.Precision={precision}"])
-        figures = measure(changed, phases_only)
-        rows["iterations"][figures["precision"]] = figures
+        figures = measure(apply_overrides(config, [f"BasicSettings.Precision={precision}"]), clock)
+        iterations[figures["precision"]] = figures
         print(f"{config.JointTrainAgent.ModelType}, {figures['precision']}\n{table(figures)}\n", flush=True)
-    rows |= measure_horizons(config, options)
-    loops = GPU_LOOPS if resolve_device(config.BasicSettings.device).type == "cuda" else CPU_LOOPS
-    for title, settings in loops.items() if options.steps else ():
+    growth = measure_growth(config, clock)
+    loops_of_device = LOOPS.get(clock.device.type, LOOPS["cpu"])
+    for title, settings in loops_of_device.items() if options.steps else ():
         given = load_config([*options.overrides, *settings])
-        loop = end_to_end(given, options.steps, train) | evaluation_speed(given, options.steps)
-        rows["loops"][title] = loop
-        print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in loop.items()), flush=True)
-    figures = next(iter(rows["iterations"].values())) | rows
-    if rows["loops"]:
-        figures["env_steps_per_s"] = next(iter(rows["loops"].values()))["env_steps_per_s"]
-    return figures
-
-
-def make_clock(config: Config, options: argparse.Namespace) -> Clock:
-    """The clock of the configured device."""
-    return Clock(resolve_device(config.BasicSettings.device), options.repeats, options.warm_up)
+        loops[title] = end_to_end(given, options.steps, train) | evaluation_speed(given, options.steps)
+        print(f"{title}\n{loop_lines(loops[title])}", flush=True)
+    rate = next(iter(loops.values()), {}).get("env_steps_per_s")
+    rows = {"iterations": iterations, "loops": loops, "env_steps_per_s": rate}
+    return next(iter(iterations.values())) | growth | rows
 
 
 def main(arguments: list[str]) -> None:
@@ -279,24 +260,29 @@ def main(arguments: list[str]) -> None:
         print(line, file=sys.stderr)
     options.overrides.append(f"BasicSettings.NumThreads={torch.get_num_threads()}")  # of all that is measured
     config = apply_overrides(config, options.overrides)
-    on_gpu = resolve_device(config.BasicSettings.device).type == "cuda"
+    device = resolve_device(config.BasicSettings.device)
+    on_gpu = device.type == "cuda"
     before_capture = config.BasicSettings.GraphWarmUpCalls + 1 if on_gpu else 0
-    options.warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up
+    warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up
     options.steps = STEPS[on_gpu] if options.steps is None else options.steps
+    clock = Clock(device, options.repeats, warm_up)
     if options.rows:
-        figures = measure_rows(config, options)
+        figures = measure_rows(config, clock, options)
     else:
-        figures = measure(config, options)
+        figures = measure(config, clock)
         print(table(figures))
+        if options.steps:
+            loop = end_to_end(config, options.steps, train)
+            print(loop_lines(loop))
+            figures |= loop
+        if options.plot is not None:
+            figures |= measure_growth(config, clock)
     if options.plot is not None:
-        if "horizons" not in figures:
-            figures |= measure_horizons(config, options)
-        figures["batches"] = plot_growth(figures["horizons"], config, options)
+        plot_growth(figures, options.plot)
     if options.profile is not None:
-        write_profile(config, options)
+        write_profile(config, clock, options.profile)
     if options.json is not None:
-        content = json.dumps(figures, indent=1).encode()
-        write_atomically(options.json, lambda file: file.write(content))
+        write_atomically(options.json, json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

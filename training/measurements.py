@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import statistics
@@ -10,8 +11,9 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -36,82 +39,61 @@ from run_files.directory import RunDirectory
 from run_files.states import StateStore
 from sub_models.batch import Batch, Rollout
 from training.learner import Learner, make_policy
-from training.run import StopRequest, TrainingRun
-from utils import UserError, resolve_device
+from training.run import TrainingRun
+from utils import resolve_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 TRACED_STEPS = 500  # at most, of the loop whose kernels are recorded
-
-Loop = Callable[[TrainingRun, StopRequest, tqdm], bool]  # train.py's: whether it came to its end
+LONGEST = 128  # positions that have room for a context and the longest horizon
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Wall-clock seconds of repeated calls, the device waited for after each."""
-
-    median_s: float
-    min_s: float
-    max_s: float
-
-
 class Clock:
-    """Times functions on a device.
+    """Times functions on a device, `repeats` calls after `warm_up` of them."""
 
-    Args:
-        device: waited for before each reading of the clock.
-        repeats: counted calls. warm_up: calls before them.
-    """
+    device: torch.device
+    repeats: int
+    warm_up: int
 
-    def __init__(self, device: torch.device, repeats: int, warm_up: int) -> None:
-        self.device, self.repeats, self.warm_up = device, repeats, warm_up
-
-    def wait(self) -> None:
-        """Until the device has done all its work."""
+    def now(self) -> float:
+        """Seconds on the clock once the device has done all its work."""
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()
+        return time.perf_counter()
 
     def once(self, function: Callable[[], Any]) -> float:
         """Seconds of one call."""
-        self.wait()
-        start = time.perf_counter()
+        start = self.now()
         function()
-        self.wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
-    def measure(self, function: Callable[[], Any]) -> Timing:
-        """Seconds of `repeats` calls after `warm_up` of them."""
-        for _ in range(self.warm_up):
-            function()
-        seconds = [self.once(function) for _ in range(self.repeats)]
-        return Timing(statistics.median(seconds), min(seconds), max(seconds))
-
-    def fastest_in_turn(self, functions: list[Callable[[], Any]]) -> list[float]:
-        """Seconds of the fastest of `repeats` calls of each function, called in turn after the warm-up."""
+    def measure(self, *functions: Callable[[], Any]) -> list[list[float]]:
+        """Seconds of each call of each function; several take turns."""
         for _ in range(self.warm_up):
             for function in functions:
                 function()
         rounds = [[self.once(function) for function in functions] for _ in range(self.repeats)]
-        return [min(seconds) for seconds in zip(*rounds, strict=True)]
+        return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+    def fastest(self, statement: str, **names: Any) -> float:
+        """Seconds of a short statement, the fastest of many blocks of calls."""
+        timer = Timer(statement, timer=self.now, globals=names, num_threads=torch.get_num_threads())
+        return min(timer.blocked_autorange().times)
 
 
-def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype, calls: int = 20) -> float:
-    """FLOP/s of random matrix products (m×k)·(k×n), the best of the repeats: a peak."""
+def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype) -> float:
+    """FLOP/s of random matrix products (m×k)·(k×n) at best: a peak."""
     m, k, n = shape
     a = torch.randn(m, k, device=clock.device, dtype=dtype)
     b = torch.randn(k, n, device=clock.device, dtype=dtype)
-
-    def multiply() -> None:
-        for _ in range(calls):
-            a @ b
-
-    return calls * 2 * m * k * n / clock.measure(multiply).min_s
+    return 2 * m * k * n / clock.fastest("a @ b", a=a, b=b)
 
 
 def copy_bandwidth(clock: Clock) -> float:
-    """Bytes per second, read plus written, of a large copy within the device's memory; the best."""
+    """Bytes per second, read plus written, of a large copy within the device's memory at best."""
     source = torch.ones(COPY_BYTES.get(clock.device.type, 1 << 28), dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / clock.measure(lambda: target.copy_(source)).min_s
+    return 2 * source.numel() / clock.fastest("target.copy_(source)", source=source, target=target)
 
 
 class Iteration:
@@ -126,81 +108,62 @@ class Iteration:
         self.streams = RandomStreams(config.BasicSettings.Seed, execution.device)
         self.learner = Learner(config, spaces, execution, self.streams)
         self.policy = make_policy(config, self.learner, execution, self.streams)
-        task = config.JointTrainAgent
         self.replay = self.fill_replay(spaces)
-        self.windows = self.sample(task.BatchSize, task.BatchLength)
-        self.contexts = self.sample(task.ImagineBatchSize, task.ImagineContextLength)
-        self.rollout: Rollout | None = None
-        self._start = execution.graph(execution.autocast(execution.compile(self.start_imagination)))
-        frame = self.windows.observation[: task.NumEnvs, 0]
-        self.frame = frame
-        for _ in range(task.ActingContextLength):
-            self.policy.act(frame)
+        self.windows, self.contexts = self.sample()
+        self._summarise = execution.graph(execution.autocast(execution.compile(self.summarise)))
+        for _ in range(config.JointTrainAgent.ActingContextLength):
+            self.act()
 
     def fill_replay(self, spaces: Spaces) -> ReplayBuffer:
-        """A replay buffer of random steps, a few windows long."""
-        task, rng = self.config.JointTrainAgent, np.random.default_rng(0)
-        rows = 4 * max(task.BatchLength, task.ImagineContextLength)
-        replay = ReplayBuffer(rows, task.NumEnvs, spaces, self.execution.device)
-        shape = (task.NumEnvs, *spaces.observation.shape)
-        is_image = spaces.observation.kind == "image"
-        for _ in range(rows):
-            observation = (
-                rng.integers(256, size=shape, dtype=np.uint8) if is_image else rng.normal(size=shape)
-            )
-            action = self.learner.agent.actions.uniform(
-                torch.rand(task.NumEnvs, self.learner.agent.actions.noise_size)
-            )
-            reward, termination = rng.integers(2, size=task.NumEnvs), rng.random(task.NumEnvs) < 0.01
-            replay.append(torch.from_numpy(observation), action, reward, termination)
+        """Return a replay buffer of random steps, a few windows long."""
+        task, rng, actions = self.config.JointTrainAgent, np.random.default_rng(0), self.learner.agent.actions
+        steps = 4 * max(task.BatchLength, task.ImagineContextLength), task.NumEnvs
+        observation = rng.uniform(0, 256, (*steps, *spaces.observation.shape))
+        rows = {
+            "observation": observation.astype(spaces.observation.dtype),
+            "action": actions.uniform(torch.rand(*steps, actions.noise_size)).numpy(),
+            "reward": rng.integers(2, size=steps).astype(np.float32),
+            "termination": (rng.random(steps) < 0.01).astype(np.float32),
+        }
+        replay = ReplayBuffer(steps[0], task.NumEnvs, spaces, self.execution.device)
+        replay.import_rows(0, rows)
         return replay
 
-    def sample(self, batch_size: int, length: int) -> Batch:
-        """Windows from the replay buffer."""
-        return self.replay.sample(batch_size, length, self.streams.generator("benchmark"))
+    def sample(self) -> tuple[Batch, Batch]:
+        """Return what one iteration draws from the replay buffer: windows and contexts."""
+        task, generator = self.config.JointTrainAgent, self.streams.generator("benchmark")
+        windows = self.replay.sample(task.BatchSize, task.BatchLength, generator)
+        return windows, self.replay.sample(task.ImagineBatchSize, task.ImagineContextLength, generator)
 
-    def sample_all(self) -> None:
-        """Draw what one iteration draws from the replay buffer."""
-        task = self.config.JointTrainAgent
-        self.sample(task.BatchSize, task.BatchLength)
-        self.sample(task.ImagineBatchSize, task.ImagineContextLength)
+    def act(self) -> None:
+        """Choose one action per environment."""
+        self.policy.act(self.windows.observation[: self.config.JointTrainAgent.NumEnvs, 0])
 
-    def update_world_model(self) -> None:
-        """One world-model update."""
-        self.learner.update_world_model(self.windows)
-
-    def imagine(self) -> None:
-        """One imagination."""
-        self.rollout = self.learner.imagine(self.contexts)
+    def imagine(self) -> Rollout:
+        """Imagine once."""
+        return self.learner.imagine(self.contexts)
 
     def encode_context(self) -> None:
-        """The part of an imagination that does not depend on the horizon."""
+        """Do the part of an imagination that does not depend on the horizon."""
         model = self.learner.world_model
         noise = self.streams.uniform("benchmark", *self.contexts.reward.shape, model.posterior_noise_size)
-        self._start(self.contexts.observation, self.contexts.action, noise)
+        self._summarise(self.contexts.observation, self.contexts.action, noise)
 
     @torch.no_grad()
-    def start_imagination(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """The hidden state after a context."""
+    def summarise(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """Return the hidden state after a context."""
         horizon = self.config.JointTrainAgent.ImagineBatchLength
         return self.learner.world_model.start(observation, action, noise, horizon).hidden
 
-    def update_agent(self) -> None:
-        """One agent update on the last rollout."""
-        self.learner.update_agent(self.rollout)
-
-    def act(self) -> None:
-        """One action per environment."""
-        self.policy.act(self.frame)
-
-    def phases(self) -> dict[str, Callable[[], None]]:
-        """What is timed, in the order of an iteration."""
+    def phases(self) -> dict[str, Callable[[], object]]:
+        """Return what is timed, in the order of an iteration."""
+        learner, rollout = self.learner, self.imagine()
         return {
             "acting": self.act,
-            "replay sampling": self.sample_all,
-            "world model": self.update_world_model,
+            "replay sampling": self.sample,
+            "world model": lambda: learner.update_world_model(self.windows),
             "imagination": self.imagine,
-            "agent": self.update_agent,
+            "agent": lambda: learner.update_agent(rollout),
         }
 
 
@@ -237,81 +200,70 @@ def count_work(function: Callable[[], Any]) -> dict[str, int]:
     return {"flop": counter.get_total_flops(), "bytes": traffic.total}
 
 
+def forget_memory() -> None:
+    """Free what is no longer used, and count the GPU's memory anew."""
+    gc.collect()  # functions that refer to each other would keep their memory
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def measure_phases(
     config: Config, execution: Execution, clock: Clock, spaces: Spaces
 ) -> dict[str, dict[str, float]]:
     """Timing of each phase, its FLOP and the bytes that it moves."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
-    counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device))
-    work = {name: count_work(phase) for name, phase in counted.phases().items()}
+    counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device)).phases()
+    work = {name: count_work(phase) for name, phase in counted.items()}
     del counted
-    gc.collect()  # its functions refer to each other, and would keep their memory
-    if clock.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(clock.device)
-    iteration = Iteration(config, spaces, execution)
+    forget_memory()
     rows = {}
-    for name, phase in iteration.phases().items():
-        timing = clock.measure(phase)
-        rates = {f"{key}_per_s": value / timing.median_s for key, value in work[name].items()}
-        rows[name] = asdict(timing) | work[name] | rates
+    for name, phase in Iteration(config, spaces, execution).phases().items():
+        (seconds,) = clock.measure(phase)
+        median = statistics.median(seconds)
+        times = {"median_s": median, "min_s": min(seconds), "max_s": max(seconds)}
+        rates = {f"{key}_per_s": value / median for key, value in work[name].items()}
+        rows[name] = times | work[name] | rates
     return rows
 
 
-def end_to_end(config: Config, steps: int, loop: Loop) -> dict[str, float]:
+def end_to_end(
+    config: Config, steps: int, loop: Callable[[TrainingRun, Any, tqdm], bool]
+) -> dict[str, float]:
     """Environment steps per second of the real training loop after its warm-up.
 
     Counts everything: acting, emulator, storing, both updates, logs and one checkpoint. On a GPU
     also the most memory it took beside the replay buffer, and the share of the time in which it runs
     nothing: the kernels of some further steps are recorded, and compared with the time that a step
     took when nobody looked.
+
+    Args:
+        config: of the run. steps: that are timed. loop: train.py's.
     """
-    task = config.JointTrainAgent
-    warm = task.BufferWarmUp + steps
-    short = apply_overrides(
-        config, [f"JointTrainAgent.SampleMaxSteps={warm}", "JointTrainAgent.SaveEverySteps=1_000_000"]
-    )
+    config = apply_overrides(config, ["JointTrainAgent.SaveEverySteps=1_000_000"])
+
+    def train_on(run: TrainingRun, more: int) -> None:
+        config.JointTrainAgent.SampleMaxSteps = run.step + more
+        loop(run, SimpleNamespace(signal=None), tqdm(disable=True))
+
+    forget_memory()
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory("benchmark", Path(folder))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        run = TrainingRun(short, directory, StateStore(directory.state), None)
-        try:
-            with tqdm(total=warm, disable=True) as bar:
-                stop = StopRequest()
-                finished = loop(run, stop, bar)
-                start = time.perf_counter()
-                finished = finished and train_on(run, steps, stop, bar, loop)
-                figures = {"env_steps_per_s": steps / (time.perf_counter() - start)}
-                if finished and run.execution.device.type == "cuda":
-                    figures["memory_beside_replay_bytes"] = memory_beside_replay(run)
-                    traced = min(steps, TRACED_STEPS)
-                    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-                        finished = train_on(run, traced, stop, bar, loop)
-                    busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
-                    figures["host_wait_share"] = max(0.0, 1 - figures["env_steps_per_s"] * busy / traced)
-        finally:
-            run.close()
-    if not finished:
-        raise UserError(f"stopped by {stop.signal} before the {steps} steps were measured")
+        with contextlib.closing(TrainingRun(config, directory, StateStore(directory.state), None)) as run:
+            clock = Clock(run.execution.device, 1, 0)
+            train_on(run, config.JointTrainAgent.BufferWarmUp + steps)
+            rate = steps / clock.once(functools.partial(train_on, run, steps))
+            figures = {"env_steps_per_s": rate}
+            if clock.device.type == "cuda":
+                stored = run.replay.nbytes if run.replay.device == clock.device else 0
+                reserved = torch.cuda.max_memory_reserved(clock.device)
+                figures["memory_beside_replay_bytes"] = reserved - stored
+                traced = min(steps, TRACED_STEPS)
+                with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                    clock.once(functools.partial(train_on, run, traced))
+                busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
+                figures["host_wait_share"] = max(0.0, 1 - rate * busy / traced)
     return figures
-
-
-def memory_beside_replay(run: TrainingRun) -> int:
-    """Bytes of the GPU that a run has reserved at most, without those of its replay buffer."""
-    device = run.execution.device
-    stored = run.replay.nbytes if run.replay.device == device else 0
-    return torch.cuda.max_memory_reserved(device) - stored
-
-
-def train_on(run: TrainingRun, steps: int, stop: StopRequest, bar: tqdm, loop: Loop) -> bool:
-    """Train `steps` more and wait for the device; whether nothing stopped it."""
-    run.config.JointTrainAgent.SampleMaxSteps = run.step + steps
-    finished = loop(run, stop, bar)
-    Clock(run.execution.device, 1, 0).wait()
-    return finished
 
 
 def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
@@ -331,52 +283,37 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
         return {"evaluation_steps_per_s": rounds * num_envs / (time.perf_counter() - start)}
 
 
-def horizon_growth(
-    config: Config, clock: Clock, spaces: Spaces, horizons: list[int]
+def imagination_growth(
+    config: Config, clock: Clock, spaces: Spaces, key: str, values: tuple[int, ...]
 ) -> dict[int, dict[str, float]]:
-    """Seconds of imagination by horizon, with and without the context's share.
+    """Seconds of imagination by the value of a key, with and without the context's share.
 
-    The horizons take turns and the fastest turn of each counts: a ratio of medians that were
+    The values take turns and the fastest turn of each counts: a ratio of medians that were
     measured one after the other follows what else the machine does. Turns imagine about the same
     number of steps, since a long one finds no quiet moment as often as a short one.
+
+    Args:
+        config: of the run. clock: of its device. spaces: what is observed and done.
+        key: of JointTrainAgent, which the work is proportional to. values: of the key.
     """
-    longest = config.JointTrainAgent.ImagineContextLength + max(horizons)
     turns: list[Callable[[], None]] = []
-    calls: list[int] = []
-    for horizon in horizons:
-        changed = apply_overrides(
-            config,
-            [
-                f"JointTrainAgent.ImagineBatchLength={horizon}",
-                f"Models.WorldModel.TransformerMaxLength={max(longest, config.JointTrainAgent.BatchLength)}",
-            ],
-        )
+    calls = [max(values) // value for value in values]
+    longest = max(LONGEST, config.Models.WorldModel.TransformerMaxLength)
+    for value, times in zip(values, calls, strict=True):
+        settings = [f"JointTrainAgent.{key}={value}", f"Models.WorldModel.TransformerMaxLength={longest}"]
+        changed = apply_overrides(config, settings)
         iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
-        calls += [max(1, max(horizons) // horizon)] * 2
-        turns += [repeated(function, calls[-1]) for function in (iteration.imagine, iteration.encode_context)]
-    fastest = [seconds / times for seconds, times in zip(clock.fastest_in_turn(turns), calls, strict=True)]
-    context = min(fastest[1::2])  # the same work at every horizon
+        turns += [
+            functools.partial(repeat, part, times) for part in (iteration.imagine, iteration.encode_context)
+        ]
+    fastest = [min(seconds) for seconds in clock.measure(*turns)]
     return {
-        horizon: {"imagination_s": whole, "without_context_s": whole - context}
-        for horizon, whole in zip(horizons, fastest[::2], strict=True)
+        value: {"imagination_s": whole / times, "without_context_s": (whole - context) / times}
+        for value, times, whole, context in zip(values, calls, fastest[::2], fastest[1::2], strict=True)
     }
 
 
-def repeated(function: Callable[[], None], times: int) -> Callable[[], None]:
-    """`function`, called several times."""
-
-    def run() -> None:
-        for _ in range(times):
-            function()
-
-    return run
-
-
-def batch_growth(config: Config, clock: Clock, spaces: Spaces, sizes: list[int]) -> dict[int, float]:
-    """Seconds of imagination by the number of imagined trajectories."""
-    rows = {}
-    for size in sizes:
-        changed = apply_overrides(config, [f"JointTrainAgent.ImagineBatchSize={size}"])
-        iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
-        rows[size] = clock.measure(iteration.imagine).median_s
-    return rows
+def repeat(function: Callable[[], object], times: int) -> None:
+    """Call a function several times."""
+    for _ in range(times):
+        function()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,25 +88,26 @@ def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_horizon_counts_the_fastest_of_turns_of_the_same_length(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def in_turn(clock: benchmark.Clock, functions: list) -> list[float]:
+    def in_turn(clock: benchmark.Clock, *functions: Callable[[], None]) -> list[list[float]]:
         for function in functions:
             before = len(calls)
             function()
             calls[before:] = [len(calls) - before]
-        return [8.0, 4.0, 6.0, 2.0]
+        return [[9.0, 8.0], [4.0], [6.0], [2.0, 3.0]]
 
     def counting(iteration: benchmark.Iteration) -> None:
         calls.append(1)
 
-    monkeypatch.setattr(benchmark.Clock, "fastest_in_turn", in_turn)
+    monkeypatch.setattr(benchmark.Clock, "measure", in_turn)
     monkeypatch.setattr(benchmark.Iteration, "imagine", counting)
     monkeypatch.setattr(benchmark.Iteration, "encode_context", counting)
     config = benchmark.load_config(SMALL)
     clock = benchmark.Clock(benchmark.resolve_device("cpu"), 1, 0)
-    growth = benchmark.horizon_growth(config, clock, benchmark.environment_spaces(config), [2, 8])
+    spaces = benchmark.environment_spaces(config)
+    growth = benchmark.imagination_growth(config, clock, spaces, "ImagineBatchLength", (2, 8))
     assert calls == [4, 4, 1, 1]
     assert growth[2] == {"imagination_s": 2.0, "without_context_s": 1.0}
-    assert growth[8] == {"imagination_s": 6.0, "without_context_s": 5.0}
+    assert growth[8] == {"imagination_s": 6.0, "without_context_s": 4.0}
 
 
 @pytest.mark.parametrize("option", ["--repeats=0", "--warm-up=-1", "--steps=-1"])
@@ -115,7 +117,7 @@ def test_counts_that_make_no_sense_are_refused(option: str) -> None:
 
 
 def test_the_loops_of_a_gpu_are_runs_of_paper_size() -> None:
-    loops = {title: benchmark.load_config(settings) for title, settings in benchmark.GPU_LOOPS.items()}
+    loops = {title: benchmark.load_config(settings) for title, settings in benchmark.LOOPS["cuda"].items()}
     assert {loop.JointTrainAgent.ModelType for loop in loops.values()} == {"STORM", "GITSTORM"}
     assert {loop.BasicSettings.ReplayBufferOnGPU for loop in loops.values()} == {True, False}
     for loop in loops.values():
