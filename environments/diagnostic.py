@@ -29,7 +29,7 @@ GRID = 4  # a picture of Twins has 4 x 4 parts
 GLYPH = 4  # and a part's pattern is a glyph of 4 x 4 cells, one for each of 16 classes
 NUM_PICTURES = GLYPH * GLYPH
 METADATA = {"render_modes": ["rgb_array"], "render_fps": 15}
-DISC = 0.12  # radius of Reach's hand and target where the plane is 2 wide
+DISC = 0.25  # radius of Reach's hand and target where the plane is 2 wide
 
 
 class Catch(gymnasium.Env):
