@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from compute.random_streams import derive_seed
 from configuration.schema import Environment as EnvironmentSettings
 from environments.single import SingleEnvironment
-from environments.state_checks import expect
 from environments.workers import Pool, PoolFailure
 from utils import UserError
 
@@ -248,7 +248,7 @@ class VectorEnvironment:
             "episode_length": self._length,
             "environments": states,
         }
-        return _convert(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+        return pytree.tree_map_only(np.ndarray, lambda array: torch.from_numpy(array.copy()), state)
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Continue from `state_dict()`; `observation` then holds the present ones.
@@ -257,15 +257,18 @@ class VectorEnvironment:
             A line for every reason why environments had to begin new episodes.
 
         Raises:
-            UserError: the state is malformed, or of other environments.
+            UserError: an environment fails.
+            KeyError, TypeError, ValueError: the state is malformed.
         """
         self._forbid_while_stepping("load_state_dict")
-        state = _convert(state, torch.Tensor, lambda tensor: tensor.detach().cpu().numpy().copy())
-        states = self._take_counts(state)
+        state = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu().numpy(), state)
+        self.seeds = [int(seed) for seed, _ in zip(state["seeds"], range(self.num_envs), strict=True)]
+        self.fault_count, self._resume_count = int(state["fault_count"]), int(state["resume_count"])
+        self._pending_fault = str(state["pending_fault"])
+        self._return[:], self._length[:] = state["episode_return"], state["episode_length"]
         with self._refusal():
-            reasons = self._pool.load(states)
-            present = self._pool.observation
-            present[:] = expect(state, "observation", present.dtype, present.shape)
+            reasons = self._pool.load(state["environments"])
+            self._pool.observation[:] = state["observation"]
             fresh = [index for index, reason in enumerate(reasons) if reason is not None]
             if fresh:
                 self._resume_count += 1
@@ -274,39 +277,6 @@ class VectorEnvironment:
         kinds = dict.fromkeys(reason for reason in reasons if reason is not None)
         return [f"environment {self.name!r} began new episodes: {reason}" for reason in kinds]
 
-    def _take_counts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Restore what is kept here; the single environments' states."""
-        for key in ("name", "num_envs"):
-            if expect(state, key, type(getattr(self, key))) != getattr(self, key):
-                raise UserError(
-                    f"environment state: {key!r} must be {getattr(self, key)!r}, found {state[key]!r}"
-                )
-        for key, kind in (("seeds", int), ("environments", dict)):
-            values = expect(state, key, list)
-            if len(values) != self.num_envs or any(type(value) is not kind for value in values):
-                raise UserError(
-                    f"environment state: {key!r} must be {self.num_envs} of {kind.__name__}, "
-                    f"found {repr(values)[:80]}"
-                )
-        self.seeds = state["seeds"]
-        self.fault_count = expect(state, "fault_count", int)
-        self._resume_count = expect(state, "resume_count", int)
-        self._pending_fault = expect(state, "pending_fault", str)
-        self._return = expect(state, "episode_return", np.float64, (self.num_envs,))
-        self._length = expect(state, "episode_length", np.int64, (self.num_envs,))
-        return state["environments"]
-
     def close(self) -> None:
         """End the environments and their processes."""
         self._pool.close()
-
-
-def _convert(value: Any, kind: type, function: Any) -> Any:
-    """`value` with everything of that kind in its dicts and lists replaced, NumPy scalars made plain."""
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _convert(item, kind, function) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_convert(item, kind, function) for item in value]
-    return value.item() if isinstance(value, np.generic) else value

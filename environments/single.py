@@ -23,7 +23,6 @@ from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
 from environments.atari import AtariGame, emulator_arguments, is_atari, overruled
 from environments.spaces import ImageReader, action_map, observation_reader
-from environments.state_checks import expect
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -256,23 +255,19 @@ class SingleEnvironment:
 
         Returns:
             None, or why the environment could not be restored (it must then be reset).
-
-        Raises:
-            UserError: the state is malformed.
         """
-        seed, digest, action = expect(state, "seed", int), expect(state, "digest", str), self.spaces.action
-        start = expect(state, "start", np.uint8, (None,)).tobytes()
-        actions = expect(state, "actions", action.dtype, (None, *action.shape))
         try:
             self._make_anew()  # MuJoCo's camera stands where the first picture ever was taken
-            self.reset(seed)
-            if start:
+            self.reset(int(state["seed"]))
+            if start := state["start"].tobytes():
                 self._restore_chance(start)
                 self._begin_episode(None)
-            ended = any(self._advance(each)[-1] for each in actions)
-        except Exception as error:  # in the environment, which is not what it was
+            ended = any(self._advance(action)[-1] for action in state["actions"])
+            if not ended and self._digest.hexdigest() == state["digest"]:
+                return None
+        except Exception as error:  # the environment is not what it was, or the state
             return f"{NOT_BACK} ({type(error).__name__}: {error})"
-        return NOT_BACK if ended or self._digest.hexdigest() != digest else None
+        return NOT_BACK
 
     def _restore_chance(self, start: bytes) -> None:
         if isinstance(self._env, AtariGame):

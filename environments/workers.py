@@ -217,7 +217,9 @@ class Pool:
 
     def load(self, states: list[dict[str, Any]]) -> list[str | None]:
         """Restore them, however long that takes; for each, why that was not possible, or None."""
-        return self._ask({index: ("load_state_dict", state) for index, state in enumerate(states)}, math.inf)
+        indices = range(len(self._members))
+        calls = {index: ("load_state_dict", state) for index, state in zip(indices, states, strict=True)}
+        return self._ask(calls, math.inf)
 
     def close(self, kill: bool = False) -> None:
         """End the environments and their workers, at once if `kill`."""

@@ -421,30 +421,32 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    "change",
     [
-        (without("fault_count"), "'fault_count' is missing"),
-        (lambda state: state.update(fault_count=1.5), "'fault_count' must be int, found float"),
-        (lambda state: state.update(num_envs=3), "'num_envs' must be 1, found 3"),
-        (
-            lambda state: state.update(name="ALE/Pong-v5"),
-            "'name' must be 'ALE/Breakout-v5', found 'ALE/Pong-v5'",
-        ),
-        (lambda state: state.update(seeds=[]), "'seeds' must be 1 of int, found []"),
-        (lambda state: state.update(observation=torch.zeros(1, 8, 8, 3)), "'observation' must be uint8"),
-        (lambda state: state.update(environments=[{}]), "'seed' is missing"),
-        (lambda state: state["environments"][0].update(actions=torch.zeros(3)), "'actions' must be int64"),
-        (
-            lambda state: state["environments"][0].update(start=[5]),
-            "'start' must be uint8 (None,), found list",
-        ),
+        without("fault_count"),
+        lambda state: state.update(fault_count="two"),
+        lambda state: state.update(seeds=[]),
+        lambda state: state.update(seeds=[1, 2]),
+        lambda state: state.update(episode_return=torch.zeros(3)),
+        lambda state: state.update(observation=torch.zeros(1, 8, 8, 3)),
+        lambda state: state.update(environments=[]),
     ],
 )
-def test_a_malformed_state_is_refused_by_name(
-    change: Callable[[dict[str, Any]], None], text: str, breakout: VectorEnvironment
+def test_a_malformed_state_is_refused(
+    change: Callable[[dict[str, Any]], None], breakout: VectorEnvironment
 ) -> None:
     state = copy.deepcopy(breakout.state_dict())
     change(state)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((KeyError, TypeError, ValueError)):
         breakout.load_state_dict(state)
-    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["seed", "start", "actions", "digest"])
+@pytest.mark.parametrize("value", [None, [5], torch.full((3,), 0.5), "x"])
+def test_what_is_no_state_of_an_environment_begins_a_new_episode(
+    key: str, value: object, breakout: VectorEnvironment
+) -> None:
+    state = copy.deepcopy(breakout.state_dict())
+    state["environments"][0][key] = value
+    (note,) = breakout.load_state_dict(state)
+    assert "did not come back to the saved state" in note
