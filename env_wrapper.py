@@ -212,13 +212,13 @@ class VectorEnvironment:
         """
         self._forbid_while_stepping("render")
         with self._refusal():
-            return self._pool.render().copy()
+            return self._pool.first("render").copy()
 
     def action_meanings(self) -> list[str]:
         """Return the environment's own names of its actions, [] if it has none."""
         self._forbid_while_stepping("action_meanings")
         with self._refusal():
-            return self._pool.action_meanings()
+            return self._pool.first("action_meanings")
 
     # Saving and restoring.
 

@@ -203,13 +203,9 @@ class Pool:
             self.observation[index] = observation
         return [step for _, *step in answers]
 
-    def render(self) -> np.ndarray:
-        """Return the picture of the first environment in its own size."""
-        return self._ask({0: ("render",)}, START_SECONDS)[0]
-
-    def action_meanings(self) -> list[str]:
-        """Return the first environment's names of its actions."""
-        return self._ask({0: ("action_meanings",)}, START_SECONDS)[0]
+    def first(self, method: str) -> Any:
+        """Return what a method of the first environment returns."""
+        return self._ask({0: (method,)}, START_SECONDS)[0]
 
     def states(self) -> list[dict[str, Any]]:
         """The environments' states."""

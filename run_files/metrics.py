@@ -12,7 +12,6 @@ import numpy as np
 from utils import UserError
 
 CLOCK = "time/elapsed_s"  # seconds since the start of training
-SPEED = "time/steps_per_s"
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,7 @@ class Record:
     @property
     def episode_return(self) -> float | None:
         """The return of a training episode that ended here; None if none did."""
-        return self._of_episode("_reward")
-
-    @property
-    def episode_length(self) -> float | None:
-        """The steps of a training episode that ended here; None if none did."""
-        return self._of_episode("_episode_steps")
-
-    def _of_episode(self, ending: str) -> float | None:
-        tags = (tag for tag in self.values if tag.startswith("sample/") and tag.endswith(ending))
+        tags = (tag for tag in self.values if tag.startswith("sample/") and tag.endswith("_reward"))
         return self.values.get(next(tags, ""))
 
 
@@ -81,7 +72,6 @@ class History:
     returns: np.ndarray  # (E,) its return
     clock_steps: np.ndarray  # (T,) steps at which the time was logged
     clock_seconds: np.ndarray  # (T,) seconds since the start of training
-    episode_length: float | None  # mean, in environment steps; None if no episode ended
     last_step: int  # of the last record, 0 if there is none
 
     def seconds_at(self, steps: np.ndarray) -> np.ndarray | None:
@@ -93,20 +83,11 @@ class History:
 
 def read_history(path: Path) -> History:
     """Read the training episodes and the wall-clock of a file; raises as `read_metrics`."""
-    returns, clock, lengths, last_step = [], [], [], 0
-    for record in read_metrics(path):
-        last_step = max(last_step, record.step)
-        returns.append((record.step, record.episode_return))
-        clock.append((record.step, record.values.get(CLOCK)))
-        lengths.append((record.step, record.episode_length))
-    episodes, times, length = map(_pairs, (returns, clock, lengths))
-    mean = float(length[:, 1].mean()) if len(length) else None
-    return History(episodes[:, 0], episodes[:, 1], times[:, 0], times[:, 1], mean, last_step)
-
-
-def _pairs(pairs: list[tuple[int, float | None]]) -> np.ndarray:
-    """The pairs that have a value, (n, 2)."""
-    return np.asarray([pair for pair in pairs if pair[1] is not None], dtype=float).reshape(-1, 2)
+    records = [(each.step, each.episode_return, each.values.get(CLOCK)) for each in read_metrics(path)]
+    table = np.array(records, dtype=float).reshape(-1, 3)  # NaN for None
+    episodes, times = (table[np.isfinite(table[:, column])] for column in (1, 2))
+    last_step = int(table[:, 0].max(initial=0))
+    return History(episodes[:, 0], episodes[:, 1], times[:, 0], times[:, 2], last_step)
 
 
 def thin(records: Sequence[Record], others: int) -> list[Record]:

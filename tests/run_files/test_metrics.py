@@ -35,7 +35,7 @@ def test_history(tmp_path: Path) -> None:
     path.write_text(TEXT)
     history = read_history(path)
     assert (history.return_steps.tolist(), history.returns.tolist()) == ([90, 108], [1.0, -1.0])
-    assert (history.episode_length, history.last_step) == (10.0, 110)
+    assert history.last_step == 110
     np.testing.assert_allclose(history.seconds_at(np.asarray([50, 100])), [10.0, 20.0])
 
 
@@ -43,7 +43,7 @@ def test_no_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert list(read_metrics(path)) == []
     history = read_history(path)
-    assert (history.last_step, history.episode_length, history.seconds_at(np.arange(3))) == (0, None, None)
+    assert (history.last_step, history.seconds_at(np.arange(3))) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import random
 import resource
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -451,15 +450,15 @@ class TestFullDisk:
         before = names(tmp_path)
         append(rows, 14)
         remaining = iter([None] * writes)
-        original = tempfile.mkstemp
+        original = os.replace
 
-        def make_file(*arguments: Any, **options: Any) -> tuple[int, str]:
+        def rename(*paths: Path) -> None:
             if next(remaining, "last") == "last":
                 raise OSError(code, os.strerror(code))
-            return original(*arguments, **options)
+            original(*paths)
 
         with monkeypatch.context() as patch:
-            patch.setattr(tempfile, "mkstemp", make_file)
+            patch.setattr(os, "replace", rename)
             with pytest.raises(UserError, match=f"{os.strerror(code)}.*{tmp_path}"):
                 store.save(39, make_state(39), rows)
         assert set(before) <= set(names(tmp_path))

@@ -106,7 +106,6 @@ def die_at_random(patch: pytest.MonkeyPatch, moments: random.Random, longest: in
 
     patch.setattr(utils.os, "fsync", deadly(os.fsync))
     patch.setattr(utils.os, "replace", deadly(os.replace))
-    patch.setattr(utils.os, "chmod", deadly(os.chmod))
     patch.setattr(TrainingRun, "record", deadly(TrainingRun.record))
 
 
