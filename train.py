@@ -5,8 +5,10 @@ from __future__ import annotations
 import configuration.packages  # noqa: F401  (first: it says which packages are missing)
 
 # isort: split
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -33,6 +35,7 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
     task = run.config.JointTrainAgent
     if run.evaluation_due:
         evaluate(run, stop, bar)
+        run.save_state(status_of(run))
     while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
             run.save_state("stopped")
@@ -53,7 +56,6 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         run.faults_in_a_row = 0
         run.record(result)
         log_and_save(run, before, stop, bar)
-    run.save_state(status_of(run))
     return not run.evaluation_due
 
 
@@ -76,7 +78,8 @@ def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) ->
     if crossed(before, now, task.LogEverySteps):
         run.log()
         bar.set_postfix_str(f"last return {run.last_return:g}")
-        stop_if_diverged(run)
+        with saved_if_refused(run):
+            run.learner.stop_if_diverged(task.MaxBadUpdates)
     if crossed(before, now, task.EvalEverySteps):
         evaluate(run, stop, bar)
     steps = checkpoints_due(before, now, task)
@@ -93,11 +96,8 @@ def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) ->
 
 def evaluate(run: TrainingRun, stop: StopRequest, bar: tqdm) -> None:
     """Evaluate the present weights; if asked to stop meanwhile, do so when the run continues."""
-    try:
+    with saved_if_refused(run):
         mean = run.evaluate(lambda: stop.signal is not None)
-    except UserError:
-        run.save_state("stopped")
-        raise
     if mean is not None:
         bar.write(f"step {run.step}: evaluated, mean return {mean:.1f}", file=sys.stderr)
 
@@ -112,10 +112,11 @@ def checkpoints_due(before: int, now: int, task: JointTrainAgent) -> list[int]:
     return steps
 
 
-def stop_if_diverged(run: TrainingRun) -> None:
-    """Stop, saved, after too many updates in a row that were not finite."""
+@contextlib.contextmanager
+def saved_if_refused(run: TrainingRun) -> Iterator[None]:
+    """Save the run if a UserError inside ends it."""
     try:
-        run.learner.stop_if_diverged(run.config.JointTrainAgent.MaxBadUpdates)
+        yield
     except UserError:
         run.save_state("stopped")
         raise

@@ -39,13 +39,9 @@ class GuardedOptimizer:
         self._names, self.parameters = list(named), list(named.values())
         device = self.parameters[0].device
         self._fused = device.type != "meta"
-        self.adam = torch.optim.Adam(
-            self.parameters,
-            lr=learning_rate,
-            eps=eps,
-            fused=self._fused,
-            capturable=device.type == "cuda",
-        )
+        on_cuda = device.type == "cuda"
+        self._settings = {"lr": learning_rate, "eps": eps, "fused": self._fused, "capturable": on_cuda}
+        self.adam = torch.optim.Adam(self.parameters, **self._settings)
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=execution.initial_loss_scale, enabled=execution.scales_loss
         )
@@ -115,7 +111,6 @@ class GuardedOptimizer:
         Raises:
             ValueError: Adam's averages are of other parameters.
         """
-        groups = [{**group} for group in self.adam.param_groups]
         self.adam.load_state_dict(state["adam"])
         for parameter, name in zip(self.parameters, self._names, strict=True):
             averages = self.adam.state.get(parameter, {})
@@ -125,8 +120,8 @@ class GuardedOptimizer:
                     raise ValueError(
                         f"{key} of {name} is {tuple(average.shape)}, not {tuple(parameter.shape)}"
                     )
-        for group, own in zip(self.adam.param_groups, groups, strict=True):
-            group.update({name: value for name, value in own.items() if name != "params"})
+        for group in self.adam.param_groups:
+            group.update(self._settings)
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.bad_streak.copy_(state["bad_streak"])

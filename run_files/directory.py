@@ -131,10 +131,6 @@ class RunDirectory:
         """Return whether training has said how it ended, up to its last word."""
         return self.status_file.name in read_manifest(self.outputs)
 
-    def read_status(self) -> dict[str, Any]:
-        """Return what run.json says; {} if it is missing or not readable."""
-        return read_status(self.status_file)
-
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths of all that the run wrote, the folder with the states last."""
         mine = re.compile(rf"{re.escape(self.name)}(|\.csv|{EPISODES}\.csv)")

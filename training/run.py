@@ -28,7 +28,7 @@ from evaluation.episodes import Stopped, evaluate, evaluation_environment, summa
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
-from run_files.directory import RunDirectory
+from run_files.directory import RunDirectory, read_status
 from run_files.loggers import RunLogger, find_logger
 from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
@@ -106,7 +106,7 @@ class TrainingRun:
             release_quirks=settings.ReleaseQuirks,
         )
         facts = machine_facts(device)
-        earlier = {} if saved is None else directory.read_status()
+        earlier = {} if saved is None else read_status(directory.status_file)
         self._facts = joined_facts(earlier, facts)
         self.notes += moves(earlier, facts)
         spaces = self.environment.spaces
@@ -123,9 +123,6 @@ class TrainingRun:
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._clock = self._log_clock = self._save_clock = time.monotonic()
         self._log_step = 0
-        self._saved_progress: tuple[int, int, int] | None = (
-            None  # steps, learned steps and faults when last saved
-        )
         if saved is None:
             self.observation = self.environment.reset()
             self._initialise_weights()
@@ -298,15 +295,8 @@ class TrainingRun:
             self.logger.video(self.step, "Imagine/predict_video", frames, VIDEO_FPS)
 
     def save_state(self, status: str) -> None:
-        """Write all that is needed to continue as if nothing had happened.
-
-        What was saved just before is not saved twice, so that the state before the newest one
-        stays an earlier one.
-        """
-        progress = (self.step, self.learned_steps, self.faults)
-        if progress != self._saved_progress:
-            self.store.save(self.step, self.state_dict(), self.replay)
-            self._saved_progress = progress
+        """Write all that is needed to continue as if nothing had happened."""
+        self.store.save(self.step, self.state_dict(), self.replay)
         self._save_clock = time.monotonic()
         self.write_status(status)
 
