@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         if options.world_model:
             report_world_model(target)
         else:
-            score(target, options.record_video)
+            score(target, options.record_video, options.record_dream)
 
 
 if __name__ == "__main__":

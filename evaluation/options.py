@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     protocols = "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)"
     option("protocol", protocols, choices=["fair", "release"])
     option("record_video", "save the play of one environment as MP4 or GIF", action="store_true")
+    option("record_dream", "the same, with the dream beside it", action="store_true")
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
     option("device", "device (default: the run's BasicSettings.device)")
     meaning = "other settings of Environment or Evaluation"

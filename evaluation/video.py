@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from run_files.loggers import encode_gif
 from utils import UserError, write_atomically
 
 GIF_PICTURES = 1_500  # at most; of a longer play every second, fourth … picture is kept
+FILM_HEIGHT = 240  # of pictures that stand side by side
 
 
 class Video:
@@ -61,6 +64,17 @@ class Video:
         path = path.with_name(path.name + ending)
         write_atomically(path, content)
         return path
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Return pictures, uint8 (H, W, 3) of any sizes, at one height beside each other."""
+
+    def at_height(picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        size = (2 * round(width * FILM_HEIGHT / height / 2), FILM_HEIGHT)
+        return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
+
+    return np.concatenate([at_height(picture) for picture in pictures], axis=1)
 
 
 @contextlib.contextmanager

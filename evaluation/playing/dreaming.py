@@ -48,6 +48,7 @@ class Dream:
         self.latent = torch.zeros(1, world_model.latent_size, device=device)  # z_t
         self.hidden = torch.zeros(1, world_model.config.TransformerHiddenDim, device=device)  # h_{t−1}
         self.posterior_logits = self.latent.unflatten(-1, world_model.latent_shape)  # of the last observation
+        self.noise: Tensor | None = None  # (N,), that the latent was drawn from the prior with
         self._past: list[tuple[Tensor, Tensor]] = []  # latents (1, K·C) and actions (1, ...)
         self._cache = world_model.sequence_model.make_cache(room)
 
@@ -105,7 +106,7 @@ class Dream:
             self._encode(past[-1:])
         self._past = past
         noise = self.uniform(1, model.prior.sample_noise_size)
-        self.latent = model.one_hot_latent(model.prior.sample(self.hidden, noise))
+        self.latent, self.noise = model.one_hot_latent(model.prior.sample(self.hidden, noise)), noise[0]
         return Outcome(float(model.predict_reward(self.hidden)), bool(model.predict_termination(self.hidden)))
 
     @torch.no_grad()

@@ -6,14 +6,12 @@ import io
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from evaluation.video import Video
+from evaluation.video import Video, side_by_side
 from utils import as_file_name, write_atomically
 
 MOST_STEPS = 20_000  # of a recording; at 64 x 64 pixels about 250 MB of memory
-FILM_HEIGHT = 240  # of the pictures of a video, which stand side by side
 FRAMES_A_SECOND = 15
 
 
@@ -42,7 +40,7 @@ class Recording:
         """Append a step: what the action was chosen on, what came of it, and pictures to film."""
         self._steps.append((np.array(observation), action, reward, done))
         if pictures:
-            self._video.add(np.concatenate([_at_height(picture) for picture in pictures], axis=1))
+            self._video.add(side_by_side(pictures))
             self._has_pictures = True
 
     def __len__(self) -> int:
@@ -74,9 +72,3 @@ class Recording:
         trajectory = self._path.with_name(f"{self._path.name}.npz")
         write_atomically(trajectory, file.getvalue())
         return [trajectory, self._video.save(self._path)] if self._has_pictures else [trajectory]
-
-
-def _at_height(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    size = (2 * round(width * FILM_HEIGHT / height / 2), FILM_HEIGHT)
-    return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)

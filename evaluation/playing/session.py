@@ -317,6 +317,9 @@ class Session:
         }
         if controls.mode != "dream":
             facts["error"] = self._error()
+        plan, noise = getattr(self.policy.world_model.prior, "plan", None), self.dream.noise
+        if plan is not None and noise is not None and len(noise) == plan.noise_size:
+            facts["sweeps"] = [groups.tolist() for groups in plan.groups(noise)]
         if self.spaces.action.kind == "discrete":
             facts["probabilities"] = outputs.float().softmax(-1)[0].tolist()
         else:

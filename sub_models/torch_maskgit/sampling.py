@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,20 @@ class DraftAndRevise:
         """Uniform numbers per sample: one draw per token and sweep, and its permutation."""
         return sum(self.num_tokens * (2 if groups > 1 else 1) for groups in self.sweeps)
 
+    def groups(self, noise: Tensor) -> list[Tensor]:
+        """Return the group of every token in each sweep, (..., K) int64, as `draw` has them with it."""
+        return [
+            torch.zeros_like(draws, dtype=torch.long) if group_of is None else group_of
+            for draws, group_of in self._parts(noise)
+        ]
+
+    def _parts(self, noise: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield each sweep's numbers to draw with, and the group of every token if it has several."""
+        assert noise.shape[-1] == self.noise_size, f"noise of {noise.shape[-1]}, need {self.noise_size}"
+        parts = iter(noise.split(self.num_tokens, dim=-1))
+        for groups in self.sweeps:
+            yield next(parts), random_groups(next(parts), groups) if groups > 1 else None
+
     def draw(self, predict: Callable[[Tensor], Tensor], mask_token: int, noise: Tensor) -> Tensor:
         """Draw tokens.
 
@@ -65,17 +79,13 @@ class DraftAndRevise:
         Returns:
             (..., K), int64 in [0, C).
         """
-        assert noise.shape[-1] == self.noise_size, f"noise of {noise.shape[-1]}, need {self.noise_size}"
-        parts = iter(noise.split(self.num_tokens, dim=-1))
         tokens = torch.full(
             (*noise.shape[:-1], self.num_tokens), mask_token, dtype=torch.long, device=noise.device
         )
-        for groups in self.sweeps:
-            draws = next(parts)
-            if groups == 1:
+        for groups, (draws, group_of) in zip(self.sweeps, self._parts(noise), strict=True):
+            if group_of is None:
                 tokens = sample(predict(torch.full_like(tokens, mask_token)), draws, self.unimix)
                 continue
-            group_of = random_groups(next(parts), groups)
             for group in range(groups):
                 in_group = group_of == group
                 drawn = sample(predict(tokens.masked_fill(in_group, mask_token)), draws, self.unimix)

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from parity import read_manifest
-from PIL import Image
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import (
     CONTEXT,
@@ -393,6 +393,24 @@ def test_a_video_shows_whole_episodes_as_the_emulator_draws_them(runs: Path) -> 
     assert f"{path.name}\n" in out
     frames = ffmpeg.read_frames(str(path))
     assert next(frames)["source_size"] == (160, 210) and len(list(frames)) == 2 * 25
+
+
+def test_the_dream_stands_beside_the_game_and_changes_no_score(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    scores = [
+        evaluate(
+            runs, "-run_name=storm", "-checkpoints=last", "-num_episodes=2", "-seed=5", *how
+        ).out.splitlines()
+        for how in ([], ["-record_dream"])
+    ]
+    said = [next(line for line in lines if "mean return" in line) for lines in scores]
+    assert said[0] == said[1]
+    with Image.open(runs / "outputs/eval_result/storm" / f"{STEPS}-2_episodes-1_envs-seed_5.gif") as video:
+        assert video.size == (182 + 240, 240)
+        dreams = [np.asarray(frame.convert("RGB"))[:, 182:] for frame in ImageSequence.Iterator(video)]
+    assert not dreams[0].any() and all(dream.any() for dream in dreams[1:])
 
 
 def test_without_an_encoder_a_video_is_a_gif(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

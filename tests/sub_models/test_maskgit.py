@@ -117,7 +117,9 @@ class Recorder:
 )
 def test_each_sweep_touches_each_position_once(plan: tuple[int, int, int]) -> None:
     draw, predict = DraftAndRevise(8, *plan), Recorder()
-    final = draw.draw(predict, 64, uniform(50, draw.noise_size))
+    noise = uniform(50, draw.noise_size)
+    final = draw.draw(predict, 64, noise)
+    assert [groups.max() + 1 for groups in draw.groups(noise)] == list(draw.sweeps)
     assert len(predict.inputs) == draw.passes == sum(draw.sweeps)
     assert ((final >= 0) & (final < 64)).all()
     inputs = iter(enumerate(predict.inputs))
@@ -138,6 +140,7 @@ def test_each_sweep_touches_each_position_once(plan: tuple[int, int, int]) -> No
             drawn_by = after - first_call
             assert ((drawn_by >= 0) & (drawn_by < groups)).all(), "every position was drawn in the last sweep"
             assert all((drawn_by == group).any() for group in range(groups))
+            assert (drawn_by == draw.groups(noise)[-1]).all()
 
 
 @pytest.mark.parametrize(

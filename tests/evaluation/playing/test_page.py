@@ -34,7 +34,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self._thread = ThreadPoolExecutor(1)
-        policy = load_policy("STORM-catch", device="cpu")
+        policy = load_policy("GITSTORM-catch", device="cpu")
         self.session = self._thread.submit(Session, policy, folder, "catch").result()
         self.port = 0
         self.start()
@@ -139,6 +139,14 @@ def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
         places.append(paddle(page))
     assert places[0] > places[1] < places[2]
     assert "on" in page.get_attribute("[data-player=you]", "class")
+
+
+def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
+    page.select_option("#plan", "4/4/1")
+    page.click("#step")
+    wait_until(page, lambda: site.session.controls.plan == "4/4/1" and page.is_visible("#sweeps-section"))
+    page.select_option("#plan", "1/1/1")
+    wait_until(page, lambda: site.session.controls.plan == "1/1/1")
 
 
 def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from play_support import make_session
 from tests_support import CPU
+from tiny_runs import train
 
 from evaluation.playing.commands import apply, read_command
 from evaluation.playing.frames import Frame, encode
@@ -93,7 +94,23 @@ def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None
     assert session.plans == ["1/1/1", "4/4/1"]  # of 4 latents
     do(session, "plan", "4/4/1")
     assert session.policy.world_model.prior.plan.passes == 8
-    assert session.step().facts["plan"] == "4/4/1"
+    facts = session.step().facts
+    assert facts["plan"] == "4/4/1"
+    assert [sorted(groups) for groups in facts["sweeps"]] == [[0, 1, 2, 3]] * 2  # which latent came when
+
+
+def test_training_takes_a_recording(session: Session, tmp_path: Path) -> None:
+    do(session, "record", True)
+    for _ in range(60):
+        session.step()
+    do(session, "record", False)
+    settings = [
+        "BasicSettings.env_name=Diagnostic/Catch-v0",
+        f"BasicSettings.trajectory_path={session.saved[0]}",
+    ]
+    settings += ["JointTrainAgent.UseDemonstration=true", "JointTrainAgent.SampleMaxSteps=50"]
+    result = train(tmp_path, "shown", *settings)
+    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize("mode", ["game", "dream", "branch"])
