@@ -13,6 +13,7 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 import argparse
 import functools
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from compute.execution import Execution
 from compute.threads import use_threads
-from configuration.loading import apply_overrides, load_config
+from configuration.loading import apply_overrides, differences, load_config
 from configuration.schema import Config
 from evaluation.episodes import environment_spaces
 from run_files.provenance import machine_facts
@@ -49,6 +50,10 @@ RELEASE_FLOP_PER_S = 186e9
 
 PRODUCT = (1024, 512, 512)
 LARGE_PRODUCT = (8192, 8192, 8192)
+SIZES = re.compile(  # keys that the release's figures hold for
+    r"Models\.(WorldModel|Agent)\..*|BasicSettings\.ImageSize"
+    r"|JointTrainAgent\.(ModelType|BatchSize|BatchLength|Imagine(BatchSize|BatchLength|ContextLength))"
+)
 LEARNING_PHASES = ("world model", "imagination", "agent")
 WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
@@ -95,14 +100,12 @@ def make_parser() -> argparse.ArgumentParser:
 def measure(config: Config, clock: Clock) -> dict[str, Any]:
     """Return the figures of the phases, as --json writes them."""
     device, execution = clock.device, Execution(config.BasicSettings, clock.device)
-    peaks = [measure_peak(clock, execution.dtype)]
+    peak = measure_peak(clock, execution.dtype)
     phases = measure_phases(config, execution, clock, environment_spaces(config))
     if device.type == "cuda":
         peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
         peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peaks.append(measure_peak(clock, execution.dtype))  # of a shared machine a moment may be a slow one
-    peak = {name: max(each[name] for each in peaks) for name in peaks[0]}
     for row in phases.values():
         row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
         row["share_of_copy"] = row["bytes_per_s"] / peak["copy_bytes_per_s"]
@@ -135,12 +138,8 @@ def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
 
 def is_release_size(config: Config, device: torch.device) -> bool:
     """Whether the release's figures, which are STORM's at paper size on a CPU, can be compared with."""
-    ours, paper = config.JointTrainAgent, Config().JointTrainAgent
-    sizes = ("ModelType", "BatchSize", "BatchLength", "ImagineBatchSize", "ImagineContextLength")
-    same = all(getattr(ours, size) == getattr(paper, size) for size in (*sizes, "ImagineBatchLength"))
-    same = same and config.BasicSettings.ImageSize == Config().BasicSettings.ImageSize
-    models = (config.Models.WorldModel, config.Models.Agent)
-    return device.type == "cpu" and same and models == (Config().Models.WorldModel, Config().Models.Agent)
+    changed = (key for key, _, _ in differences(config, Config()))
+    return device.type == "cpu" and not any(map(SIZES.fullmatch, changed))
 
 
 def release_ratio(iteration_s: float, peak: dict[str, float]) -> float:

@@ -61,19 +61,9 @@ def find_spec(name: str) -> EnvSpec:
         control.register(registered)
     spec = gymnasium.registry.get(registered)
     if spec is None:
-        raise UserError(f"unknown environment {name!r}{_suggestion(registered)}")
+        near = nearest(environment_id(registered), gymnasium.registry)
+        raise UserError(f"unknown environment {name!r}{near}")
     return spec
-
-
-def _suggestion(name: str) -> str:
-    """The nearest valid id, as `nearest` words it: a game's if `name` is most like a game's bare name."""
-    suffix = r"(NoFrameskip|Deterministic)?(-v\d+)?$"
-    games = {re.sub(suffix, "", key[4:]): key for key in gymnasium.registry if key.startswith("ALE/")}
-    others = {re.sub(suffix, "", key) for key in gymnasium.registry} - set(games)
-    bare = re.sub(suffix, "", name.removeprefix("ALE/"))
-    if nearest(bare, games) and nearest(bare, games) == nearest(bare, {*games, *others}):
-        return nearest(f"ALE/{bare}-v5", games.values())
-    return nearest(name, gymnasium.registry)
 
 
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:

@@ -81,13 +81,14 @@ class RunDirectory:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            reason = f"run {self.name} is in use by {_owner(file)}; wait for it or stop it"
+            owner = self.lock_file.read_text(errors="replace")[:200] or "another process"
+            reason = f"run {self.name} is in use by {owner}; wait for it or stop it"
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 reason = f"{self.lock_file}: this file system has no locks ({error.strerror}); run elsewhere"
             raise UserError(reason) from error
         with disk_errors(self.lock_file):
             file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            file.write(f"process {os.getpid()} on host {socket.gethostname()}".encode())
         self._lock = file
         for folder in (self.outputs, self.checkpoints, self.state, self.videos):
             for leftover in folder.glob(".*.tmp"):
@@ -168,13 +169,3 @@ def read_spaces(path: Path) -> Spaces | None:
         return Spaces(ObservationSpec(seen["kind"], tuple(seen["shape"])), ActionSpec(**done))
     except (KeyError, TypeError):
         return None
-
-
-def _owner(file: io.FileIO) -> str:
-    """Host and pid that the lock file names."""
-    try:
-        file.seek(0)
-        owner = json.loads(file.read(1_000))
-        return f"process {owner['pid']:d} on host {str(owner['host'])[:200]}"
-    except (OSError, ValueError, TypeError, KeyError):  # its owner has not written them yet
-        return "another process"

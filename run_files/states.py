@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,12 +187,7 @@ class StateStore:
         return sorted(int(match[1]) for match in map(_MANIFEST.fullmatch, self._names()) if match)
 
     def _names(self) -> list[str]:
-        try:
-            return os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UserError(f"cannot read {self.directory}: {error.strerror}") from error
+        return [path.name for path in self.directory.glob("*")]
 
     def _remove_unneeded(self) -> None:
         """Delete what no kept state needs, manifests first so that none is left without its files."""

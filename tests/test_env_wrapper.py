@@ -285,7 +285,7 @@ def test_a_life_lost_just_after_an_extra_life_counts(make: Make) -> None:
         ("Boxing", "unknown environment 'Boxing' (did you mean 'ALE/Boxing-v5'?)"),
         ("ALE/Boxng-v5", "(did you mean 'ALE/Boxing-v5'?)"),
         ("kung_fu_master", "(did you mean 'ALE/KungFuMaster-v5'?)"),
-        ("PongNoFrameskip-v7", "(did you mean 'ALE/Pong-v5'?)"),
+        ("PongNoFrameskip-v7", "(did you mean 'PongNoFrameskip-v4'?)"),
         ("Diagnostic/Catch", "(did you mean 'Diagnostic/Catch-v0'?)"),
         ("CarRacing-v9", "(did you mean 'CarRacing-v"),
         ("no_such_module:Game-v0", "module 'no_such_module' cannot be imported"),

@@ -78,7 +78,7 @@ class Clock:
     def fastest(self, statement: str, **names: Any) -> float:
         """Seconds of a short statement, the fastest of many blocks of calls."""
         timer = Timer(statement, timer=self.now, globals=names, num_threads=torch.get_num_threads())
-        return min(timer.blocked_autorange().times)
+        return min(timer.blocked_autorange(min_run_time=1.0).times)
 
 
 def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype) -> float:

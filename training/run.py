@@ -24,7 +24,7 @@ from configuration.schema import Config
 from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
 from environments.workers import IGNORED_SIGNALS
-from evaluation.episodes import Stopped, evaluate, evaluation_environment, summarise
+from evaluation.episodes import Stopped, evaluate, summarise
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
@@ -262,10 +262,9 @@ class TrainingRun:
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
         policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
-        quirks = self.config.BasicSettings.ReleaseQuirks
-        environment = evaluation_environment(self.config, num_envs, seed, quirks)
-        max_faults, self.evaluation_due = self.config.Environment.MaxFaults, True
-        with contextlib.closing(environment), contextlib.suppress(Stopped):
+        quirks, max_faults = self.config.BasicSettings.ReleaseQuirks, self.config.Environment.MaxFaults
+        self.evaluation_due = True
+        with contextlib.closing(policy.make_environment()) as environment, contextlib.suppress(Stopped):
             episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)
             self.evaluation_due = False
         if self.evaluation_due:
