@@ -1,4 +1,4 @@
-"""Shows an agent and its dream in the browser: python play.py -run_name=NAME, or python play.py demo."""
+"""Shows an agent and its dream in the browser: python play.py demo, or python play.py -run_name=NAME."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from signal import SIGINT, SIGTERM
 
 import torch
 
-from evaluation import load_policy
 from evaluation.playing.session import Session
+from evaluation.policies import SHIPPED, load_policy
 from utils import OneLineParser, UserError, run_cli
 
 DEMO = "STORM-catch"
@@ -33,9 +33,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     def option(name: str, meaning: str, **settings: object) -> None:
         parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
 
-    parser.add_argument(
-        "demo", nargs="?", choices=["demo"], help=f"show the agent {DEMO}, which is there already"
-    )
+    shipped = sorted(path.name for path in SHIPPED.iterdir())
+    parser.add_argument("demo", nargs="?", choices=["demo"], help="show an agent that is there already:")
+    parser.add_argument("agent", nargs="?", choices=shipped, default=DEMO, help=f"which (default {DEMO})")
     option("run_name", "name of a run, or of an agent in assets/agents, or a folder of either")
     option("checkpoint", "last (default), or a step", default="last")
     option("device", "auto (default), cuda, cuda:N, mps or cpu", default="auto")
@@ -43,7 +43,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     option("port", f"of the page (default {PORT}; 0: any that is free)", type=int, default=PORT)
     option("host", "serve other machines too, at this address, to whoever has the token", default=None)
     options = parser.parse_args(arguments)
-    options.run_name = options.run_name or (DEMO if options.demo else None)
+    options.run_name = options.run_name or (options.agent if options.demo else None)
     if options.run_name is None:
         raise UserError("-run_name=NAME is missing (or: python play.py demo); see python play.py --help")
     if not 0 <= options.port <= 65_535:

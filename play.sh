@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Shows an agent and its dream in the browser:
-#   ./play.sh demo                                    one that is there already
+#   ./play.sh demo                                    one that is there already, of STORM
+#   ./play.sh demo GITSTORM-catch                     and of GIT-STORM
 #   ./play.sh -run_name=Boxing-STORM-seed_0           one of your own
 #   ./play.sh --help
 # Recordings go to outputs/recordings/ of the folder it is called from.

@@ -95,14 +95,14 @@ class Player:
     async def run(self) -> None:
         """Go on, without end."""
         loop = asyncio.get_running_loop()
-        before = time.monotonic()
+        due = before = time.monotonic()
         while True:
             idle = not self.clients or (self.paused and not self._commands)
             if idle:
                 self._publish(None)
                 self._wake.clear()
                 await self._wake.wait()
-                before = time.monotonic()
+                due = before = time.monotonic()
                 continue
             commands, self._commands = self._commands, []
             moves = not self.paused
@@ -112,7 +112,8 @@ class Player:
             if not answers:
                 self._publish(message)
             if moves:
-                await asyncio.sleep(max(0.0, before + 1 / self.pace - time.monotonic()))
+                due = max(due + 1 / self.pace, time.monotonic())
+                await asyncio.sleep(due - time.monotonic())
                 now = time.monotonic()
                 self._rate += 0.1 * (1 / max(now - before, 1e-3) - self._rate)
                 before = now

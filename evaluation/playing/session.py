@@ -118,7 +118,8 @@ class Session:
     # What the page may ask for.
 
     def restart(self) -> Frame:
-        """Begin a new episode, and the dream in it."""
+        """Begin a new episode, and the dream in it; what is being recorded ends before."""
+        self.stop_recording()
         observation = self.environment.reset() if self.number == 0 else self._new_episode()
         self._model.begin(self._tensor(observation[0]), self._no_actions())
         self._observation = observation[0]
@@ -147,6 +148,7 @@ class Session:
         moment = self._moment(number)
         if moment is None:
             return False
+        self.stop_recording()
         self.set_mode("dream")
         self.dream = moment.dream.fork()
         self._remember({}, False)
@@ -210,10 +212,8 @@ class Session:
             facts |= {"dream_reward": reward, "dream_end": ended}
         frame = self._remember(facts, True)
         if self.recording is not None:
-            reward, ended = (
-                facts.get("reward", facts.get("dream_reward")),
-                facts.get("end", facts.get("dream_end")),
-            )
+            came = ("dream_reward", "dream_end") if mode == "dream" else ("reward", "end")
+            reward, ended = (facts[name] for name in came)
             shown = [frame.pictures[name] for name in self._filmed(mode) if name in frame.pictures]
             self.recording.add(seen, action.cpu().numpy(), reward, ended, shown)
             if self.recording.is_full:
@@ -255,10 +255,7 @@ class Session:
         if result.episode_end[0]:
             facts["return"] = float(result.episode_return[0])
         if self.controls.mode == "game":
-            self.dream, self._apart = (
-                self._model.fork(),
-                1,
-            )  # what was foreseen of this step, before it is seen
+            self.dream, self._apart = self._model.fork(), 1  # what was foreseen, before it is seen
         self._model.observe(self._tensor(self._observation))
         return facts
 

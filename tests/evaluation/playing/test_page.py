@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from play_support import make_session
 
 import play
 from evaluation import load_policy
@@ -22,7 +23,7 @@ from training.demonstrations import load_demonstrations
 pytest.importorskip("aiohttp")
 sync_api = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 SECONDS = 60
 READ = """name => { const canvas = document.getElementById(`picture-${name}`);
@@ -32,10 +33,9 @@ READ = """name => { const canvas = document.getElementById(`picture-${name}`);
 class Site:
     """The server in a thread of its own; it can be ended and started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, make: Callable[[], Session]) -> None:
         self._thread = ThreadPoolExecutor(1)
-        policy = load_policy("GITSTORM-catch", device="cpu")
-        self.session = self._thread.submit(Session, policy, folder, "catch").result()
+        self.session = self._thread.submit(make).result()
         self.port = 0
         self.start()
 
@@ -72,22 +72,33 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("recordings"))
+    folder = tmp_path_factory.mktemp("recordings")
+    site = Site(lambda: Session(load_policy("GITSTORM-catch", device="cpu"), folder, "catch"))
     yield site
     site.close()
 
 
 @pytest.fixture(scope="module")
-def page(site: Site) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 900})
-        page.complaints = []
-        page.on("console", lambda line: line.type == "error" and page.complaints.append(line.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(site.address)
-        yield page
+        yield browser
         browser.close()
+
+
+def open_page(browser: Any, site: Site) -> Any:
+    """A page that keeps what its console complains of."""
+    page = browser.new_page(viewport={"width": 1180, "height": 900}, has_touch=True)
+    page.complaints = []
+    page.on("console", lambda line: line.type == "error" and page.complaints.append(line.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.goto(site.address)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, site: Site) -> Any:
+    return open_page(browser, site)
 
 
 def step_of(page: Any) -> int:
@@ -141,6 +152,23 @@ def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
     assert "on" in page.get_attribute("[data-player=you]", "class")
 
 
+def test_keys_are_changed_and_stay_so(page: Any) -> None:
+    page.click("#remap")
+    for key in ("a", "d"):
+        page.keyboard.press(key)
+    assert [key.split() for key in page.locator("#keys button").all_inner_texts()] == [
+        ["left", "a"],
+        ["right", "d"],
+    ]
+    page.reload()
+    wait_until(page, lambda: page.evaluate("document.getElementById('picture-seen').width") == 64)
+    before, step = paddle(page), step_of(page)
+    page.keyboard.press("d")
+    wait_until(page, lambda: step_of(page) == step + 1)
+    page.wait_for_timeout(300)
+    assert paddle(page) > before or before > 0.8
+
+
 def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
     page.select_option("#plan", "4/4/1")
     page.click("#step")
@@ -179,8 +207,33 @@ def test_a_reload_and_another_start_of_the_server_reconnect(page: Any, site: Sit
     assert complaints == []
 
 
-def test_a_phone_shows_it_all(page: Any) -> None:
+def test_a_phone_shows_it_all_and_is_played_by_touch(page: Any, site: Site) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    page.dispatch_event("[data-token=LEFT]", "pointerdown", {"pointerId": 1})
-    page.set_viewport_size({"width": 1180, "height": 900})
+    page.click("[data-mode=game]")
+    page.click("[data-player=agent]")
+    page.click("#pause")
+    wait_until(page, lambda: page.evaluate("document.body.dataset.paused") == "true")
+    page.click("#reset")
+    page.wait_for_timeout(300)
+    before = paddle(page)
+    page.tap("[data-token=LEFT]")
+    wait_until(page, lambda: paddle(page) < before)
+    assert site.session.controls.player == "you"
+
+
+def test_states_are_curves_and_continuous_actions_are_sliders(browser: Any, tmp_path: Path) -> None:
+    site = Site(lambda: make_session(tmp_path, "STORM", "Diagnostic/Reach-v0"))
+    page = open_page(browser, site)
+    try:
+        wait_until(page, lambda: step_of(page) > 3)
+        assert page.locator("#keys input").count() == 2 and not page.is_visible("#remap")
+        page.keyboard.down("ArrowRight")
+        wait_until(page, lambda: site.session.controls.held == [1, 0])
+        page.keyboard.up("ArrowRight")
+        wait_until(page, lambda: site.session.controls.held == [0, 0])
+        assert site.session.controls.player == "you"
+        assert np.ptp(page.evaluate(READ, "dream")) > 0 and page.complaints == []
+    finally:
+        page.close()
+        site.close()

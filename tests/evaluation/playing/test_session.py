@@ -131,6 +131,17 @@ def test_a_recording_is_a_demonstration_and_a_film(session: Session, mode: str) 
             assert pictures.size == ((2 if mode == "branch" else 1) * 240, 240)
 
 
+@pytest.mark.parametrize(("name", "value"), [("reset", None), ("split_at", 1)])
+def test_a_recording_ends_where_its_steps_would_no_longer_follow_each_other(
+    session: Session, name: str, value: int | None
+) -> None:
+    do(session, "mode", "dream")
+    do(session, "record", True)
+    session.step()
+    do(session, name, value)
+    assert session.recording is None and len(session.saved) == 2
+
+
 def test_a_reset_begins_another_episode(session: Session) -> None:
     session.step()
     do(session, "reset")
@@ -169,3 +180,7 @@ def test_shipped_agents_play_well_and_foresee_what_comes(name: str, tmp_path: Pa
     assert np.mean([facts["error"] for facts in within]) < 0.02
     foreseen = [facts["foreseen_end"] == facts["end"] for facts in (frame.facts for frame in frames)]
     assert np.mean(foreseen) > 0.9
+
+
+def test_shipped_agents_are_small() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 12e6
