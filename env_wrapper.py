@@ -212,13 +212,13 @@ class VectorEnvironment:
         """
         self._forbid_while_stepping("render")
         with self._refusal():
-            return self._pool.first("render").copy()
+            return self._pool.ask({0: ("render",)})[0].copy()
 
     def action_meanings(self) -> list[str]:
         """Return the environment's own names of its actions, [] if it has none."""
         self._forbid_while_stepping("action_meanings")
         with self._refusal():
-            return self._pool.first("action_meanings")
+            return self._pool.ask({0: ("action_meanings",)})[0]
 
     # Saving and restoring.
 
@@ -229,13 +229,14 @@ class VectorEnvironment:
         reports the fault.
         """
         self._forbid_while_stepping("state_dict")
+        ask_all = dict.fromkeys(range(self.num_envs), ("state_dict",))
         try:
-            states = self._pool.states()
+            states = self._pool.ask(ask_all)
         except PoolFailure as failure:
             self._pending_fault = self._named(failure)
             self._restart(self._pending_fault)
             with self._refusal():
-                states = self._pool.states()
+                states = self._pool.ask(ask_all)
         state = {
             "name": self.name,
             "num_envs": self.num_envs,
@@ -266,8 +267,10 @@ class VectorEnvironment:
         self.fault_count, self._resume_count = int(state["fault_count"]), int(state["resume_count"])
         self._pending_fault = str(state["pending_fault"])
         self._return[:], self._length[:] = state["episode_return"], state["episode_length"]
+        states = zip(range(self.num_envs), state["environments"], strict=True)
+        calls = {index: ("load_state_dict", each) for index, each in states}
         with self._refusal():
-            reasons = self._pool.load(state["environments"])
+            reasons = self._pool.ask(calls, patiently=True)
             self._pool.observation[:] = state["observation"]
             fresh = [index for index, reason in enumerate(reasons) if reason is not None]
             if fresh:

@@ -177,20 +177,13 @@ def _choose_device() -> str:
 def _checked_cuda_device(text: str, index: int) -> torch.device:
     import torch
 
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"BasicSettings.device={text}: PyTorch {torch.__version__} finds no CUDA; {NVIDIA_FIX}"
-        )
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise UserError(f"BasicSettings.device=cuda:{index}: this machine has cuda:0 to cuda:{count - 1}")
-    device = torch.device("cuda", index)
     try:
+        device = torch.device("cuda", index)
         torch.zeros(1, device=device).add_(1)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"PyTorch {torch.__version__} cannot use {device} ({reason}): {NVIDIA_FIX}"
+            f"BasicSettings.device={text}: PyTorch {torch.__version__} cannot use it ({reason}): {NVIDIA_FIX}"
         ) from error
     return device
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -11,12 +10,8 @@ from pathlib import Path
 
 import torch
 
-from configuration.schema import Config
-from configuration.spaces import Spaces
 from utils import UserError
 
-SIZES = {"uint8": 1, "float32": 4, "int64": 8}  # bytes
-REWARD_BYTES = 8  # of a step's reward and termination
 # How PyTorch words it on a CPU: refused by the system, or a size beyond what 64 bits count.
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|overflow", re.IGNORECASE)
 
@@ -40,20 +35,19 @@ def _host_limits() -> Iterator[int]:
         yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_replay_fits(config: Config, spaces: Spaces, device: torch.device) -> None:
+def check_replay_fits(length: int, needed: int, device: torch.device) -> None:
     """Refuse a replay buffer that the device cannot hold.
 
     The system would grant the memory and end the run hours later, when the buffer fills.
 
     Args:
-        config: of the run. spaces: what is observed and done. device: where the buffer will live.
+        length: JointTrainAgent.BufferMaxLength. needed: bytes that so many steps take.
+        device: where the buffer will live.
 
     Raises:
         UserError: names the setting, what it needs and what there is.
     """
-    length = config.JointTrainAgent.BufferMaxLength
-    row = sum(math.prod(part.shape) * SIZES[part.dtype] for part in (spaces.observation, spaces.action))
-    needed, free = length * (row + REWARD_BYTES), free_bytes(device)
+    free = free_bytes(device)
     if free is not None and needed > free:
         raise UserError(
             f"JointTrainAgent.BufferMaxLength={length}: a replay buffer of so many steps takes "

@@ -162,7 +162,7 @@ class Pool:
         try:
             for index in range(num_envs):
                 self._members.append(member(index))
-            found = self._ask(dict.fromkeys(range(num_envs), ("build", build)), START_SECONDS)
+            found = self.ask(dict.fromkeys(range(num_envs), ("build", build)))
         except BaseException:
             self.close(kill=True)
             raise
@@ -170,10 +170,15 @@ class Pool:
         seen = self.spaces.observation
         self.observation = np.zeros((num_envs, *seen.shape), seen.dtype)
 
-    def _ask(self, calls: dict[int, tuple[Any, ...]], seconds: float) -> list[Any]:
+    def ask(self, calls: dict[int, tuple[Any, ...]], patiently: bool = False) -> list[Any]:
+        """Return what methods of environments return; waits without a limit if `patiently`.
+
+        Args:
+            calls: a method's name and arguments by the environment's index.
+        """
         for index, call in calls.items():
             self._members[index].ask(*call)
-        return self._answers(calls, time.monotonic() + seconds)
+        return self._answers(calls, time.monotonic() + (math.inf if patiently else START_SECONDS))
 
     def _answers(self, indices: Iterable[int], deadline: float) -> list[Any]:
         answers = []
@@ -186,7 +191,7 @@ class Pool:
 
     def reset(self, seeds: dict[int, int]) -> None:
         """Seed the given environments and begin their first episodes."""
-        firsts = self._ask({index: ("reset", seed) for index, seed in seeds.items()}, START_SECONDS)
+        firsts = self.ask({index: ("reset", seed) for index, seed in seeds.items()})
         for index, first in zip(seeds, firsts, strict=True):
             self.observation[index] = first
 
@@ -202,20 +207,6 @@ class Pool:
         for index, (observation, *_) in enumerate(answers):
             self.observation[index] = observation
         return [step for _, *step in answers]
-
-    def first(self, method: str) -> Any:
-        """Return what a method of the first environment returns."""
-        return self._ask({0: (method,)}, START_SECONDS)[0]
-
-    def states(self) -> list[dict[str, Any]]:
-        """The environments' states."""
-        return self._ask(dict.fromkeys(range(len(self._members)), ("state_dict",)), START_SECONDS)
-
-    def load(self, states: list[dict[str, Any]]) -> list[str | None]:
-        """Restore them, however long that takes; for each, why that was not possible, or None."""
-        indices = range(len(self._members))
-        calls = {index: ("load_state_dict", state) for index, state in zip(indices, states, strict=True)}
-        return self._ask(calls, math.inf)
 
     def close(self, kill: bool = False) -> None:
         """End the environments and their workers, at once if `kill`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,16 +13,9 @@ from utils import REPOSITORY
 
 def next_steps(run: RunDirectory) -> str:
     """Return where a finished run lies and the commands that come next, ready to be typed in this folder."""
-    found = shutil.which("python")
-    is_active = found is not None and Path(found).parent == Path(sys.executable).parent
-    activate = Path(sys.executable).with_name("activate")
-    first = (
-        {} if is_active or not activate.is_file() else {f"source {_typed(activate)}": "once in a terminal"}
-    )
-    typed_in = os.environ.get("PWD")  # of whoever called a script that went elsewhere
-    if typed_in and Path(typed_in).resolve() != Path.cwd():
-        first = {f"cd {shlex.quote(str(Path.cwd()))}": "where it was trained"} | first
-    python = "python" if is_active or activate.is_file() else _typed(Path(sys.executable))
+    python, typed_in = _typed(Path(sys.executable)), os.environ.get("PWD")
+    is_elsewhere = typed_in and Path(typed_in).resolve() != Path.cwd()  # a script was called that went here
+    first = {f"cd {shlex.quote(str(Path.cwd()))}": "where it was trained"} if is_elsewhere else {}
     score = f"{python} {_typed(REPOSITORY / 'eval.py')} {shlex.quote(f'-run_name={run.name}')}"
     commands = first | {
         score: "scores it",

@@ -110,10 +110,12 @@ class TrainingRun:
         self._facts = joined_facts(earlier, facts)
         self.notes += moves(earlier, facts)
         spaces = self.environment.spaces
-        check_replay_fits(config, spaces, replay_device)
+        rows = task.BufferMaxLength // task.NumEnvs
+        imagined = ReplayBuffer(rows, task.NumEnvs, spaces, torch.device("meta"))
+        check_replay_fits(task.BufferMaxLength, imagined.nbytes, replay_device)
         self.learner = Learner(config, spaces, self.execution, self.streams)
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
-        self.replay = ReplayBuffer(task.BufferMaxLength // task.NumEnvs, task.NumEnvs, spaces, replay_device)
+        self.replay = ReplayBuffer(rows, task.NumEnvs, spaces, replay_device)
         self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
         self.evaluation_due = False  # the evaluation of this step was put off
