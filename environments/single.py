@@ -26,6 +26,7 @@ from environments.spaces import ImageReader, action_map, observation_reader
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+SCENE_SIZE = 240  # side of pictures that people look at and the agent does not
 ATARI_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames", "FullActionSpace")
 NOT_BACK = "it did not come back to the saved state"
 gymnasium.register_envs(ale_py)
@@ -109,6 +110,8 @@ class SingleEnvironment:
         can_draw = "rgb_array" in self._env.metadata.get("render_modes", ())
         if self._draws or (can_draw and self._read.spec.kind == "vector"):
             self._arguments["render_mode"] = "rgb_array"
+            if not self._draws and "image_size" in self._arguments:
+                self._arguments["image_size"] = settings.Arguments.get("image_size", SCENE_SIZE)
             self._make_anew()
         action_spec, self._act = action_map(self._env.action_space)
         self.spaces = Spaces(self._read.spec, action_spec)
