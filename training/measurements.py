@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -167,37 +165,11 @@ class Iteration:
         }
 
 
-class ByteCounter(TorchDispatchMode):
-    """Counts the bytes that operations read and write, as if nothing stayed in a cache.
-
-    Views and allocations count nothing; of a table that rows are picked from, only those rows.
-    """
-
-    PICKING = ("index", "index_select", "gather", "embedding")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation and count it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith(("empty", "new_empty", "detach", "_unsafe_view")):
-            read = result if name in self.PICKING else (args, kwargs)
-            for tensor in pytree.tree_leaves((read, result)):
-                self.total += tensor.nbytes if isinstance(tensor, Tensor) else 0
-        return result
-
-
-def count_work(function: Callable[[], Any]) -> dict[str, int]:
-    """Floating-point operations of the products and convolutions in one call, and bytes read and written."""
-    with FlopCounterMode(display=False) as counter, ByteCounter() as traffic:
+def count_flop(function: Callable[[], object]) -> int:
+    """Return the floating-point operations of the products and convolutions in one call."""
+    with FlopCounterMode(display=False) as counter:
         function()
-    return {"flop": counter.get_total_flops(), "bytes": traffic.total}
+    return counter.get_total_flops()
 
 
 def forget_memory() -> None:
@@ -211,19 +183,21 @@ def forget_memory() -> None:
 def measure_phases(
     config: Config, execution: Execution, clock: Clock, spaces: Spaces
 ) -> dict[str, dict[str, float]]:
-    """Timing of each phase, its FLOP and the bytes that it moves."""
+    """Timing of each phase and its FLOP; of replay sampling also the bytes that it reads and writes."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
     counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device)).phases()
-    work = {name: count_work(phase) for name, phase in counted.items()}
+    flop = {name: count_flop(phase) for name, phase in counted.items()}
     del counted
     forget_memory()
-    rows = {}
-    for name, phase in Iteration(config, spaces, execution).phases().items():
+    iteration, rows = Iteration(config, spaces, execution), {}
+    for name, phase in iteration.phases().items():
         (seconds,) = clock.measure(phase)
         median = statistics.median(seconds)
-        times = {"median_s": median, "min_s": min(seconds), "max_s": max(seconds)}
-        rates = {f"{key}_per_s": value / median for key, value in work[name].items()}
-        rows[name] = times | work[name] | rates
+        rates = {"flop": flop[name], "flop_per_s": flop[name] / median}
+        rows[name] = {"median_s": median, "min_s": min(seconds), "max_s": max(seconds)} | rates
+    sampled = sum(field.nbytes for field in (*iteration.windows, *iteration.contexts))
+    sampling = rows["replay sampling"]
+    sampling["bytes_per_s"] = 2 * sampled / sampling["median_s"]
     return rows
 
 
@@ -286,7 +260,7 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
 def imagination_growth(
     config: Config, clock: Clock, spaces: Spaces, key: str, values: tuple[int, ...]
 ) -> dict[int, dict[str, float]]:
-    """Seconds of imagination by the value of a key, with and without the context's share.
+    """Seconds of imagination, and of its context alone, by the value of a key.
 
     The values take turns and the fastest turn of each counts: a ratio of medians that were
     measured one after the other follows what else the machine does. Turns imagine about the same
@@ -308,7 +282,7 @@ def imagination_growth(
         ]
     fastest = [min(seconds) for seconds in clock.measure(*turns)]
     return {
-        value: {"imagination_s": whole / times, "without_context_s": (whole - context) / times}
+        value: {"imagination_s": whole / times, "context_s": context / times}
         for value, times, whole, context in zip(values, calls, fastest[::2], fastest[1::2], strict=True)
     }
 
