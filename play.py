@@ -64,21 +64,26 @@ async def serve(
     """Serve until `stop` is set; say where.
 
     Raises:
-        UserError: the address is taken, or not of this machine.
+        UserError: the address is taken, or not of this machine; or the game cannot go on.
     """
     from aiohttp import web
 
     from evaluation.playing.server import Player, make_app, make_token
 
     token = None if host is None else make_token()
-    runner = web.AppRunner(make_app(Player(session, thread), token), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        make_app(Player(session, thread), token, stop), access_log=None, shutdown_timeout=1.0
+    )
     await runner.setup()
     try:
         try:
             await web.TCPSite(runner, host or "127.0.0.1", port).start()
         except OSError as error:
-            raise UserError(f"-port={port}: {error.strerror or error}; choose another one") from error
+            place = f"-port={port}" if host is None else f"-host={host} -port={port}"
+            raise UserError(f"{place}: {error.strerror or error}; choose another one") from error
         address, port = runner.addresses[0][:2]
+        address = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
+        address = f"[{address}]" if ":" in address else address
         say(f"open http://{address}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C ends it)")
         if token is None:
             tunnel = f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"

@@ -151,11 +151,12 @@ class Player:
         }
 
 
-def make_app(player: Player, token: str | None = None) -> web.Application:
-    """Return the application that serves a player.
+def make_app(player: Player, token: str | None = None, stop: asyncio.Event | None = None) -> web.Application:
+    """Return the application that serves a player; its cleanup raises what ended the game, if something did.
 
     Args:
         token: that the address must hold; None serves whoever calls it by a loopback name.
+        stop: set when the game cannot go on.
     """
     app = web.Application(middlewares=[_guard(token)])
 
@@ -175,6 +176,7 @@ def make_app(player: Player, token: str | None = None) -> web.Application:
 
     async def running(app: web.Application) -> Any:
         task = asyncio.create_task(player.run())
+        task.add_done_callback(lambda task: stop and stop.set())
         yield
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from play_support import make_session
 
+import play
+from utils import UserError
+
 pytest.importorskip("aiohttp")
-from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestClient, TestServer
 
 from evaluation.playing import server
@@ -180,3 +183,61 @@ def test_other_machines_need_the_token_and_no_request_names_a_file(tmp_path: Pat
             await frames(socket, 1)
 
     serve(tmp_path, scenario, token="s3cret")
+
+
+def test_a_game_that_cannot_go_on_ends_it_all_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, lines = make_session(tmp_path), []
+
+    def fail() -> None:
+        raise UserError("the game has gone")
+
+    monkeypatch.setattr(session, "step", fail)
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            serving = asyncio.create_task(
+                play.serve(session, thread, "localhost", 0, lines.append, asyncio.Event())
+            )
+            while not lines:
+                await asyncio.sleep(0.02)
+            address = lines[0].split()[1]
+            assert "?token=" in address and len(lines) == 1  # no tunnel where others may come directly
+            async with ClientSession() as client, client.ws_connect(address.replace("/?", "/ws?")):
+                with pytest.raises(UserError, match="the game has gone"):
+                    await asyncio.wait_for(serving, 20)
+
+    asyncio.run(run())
+    session.close()
+
+
+def test_an_address_that_cannot_be_had_is_said(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            for host, word in (("no.such.host.invalid", "-host=no.such"), ("8.8.8.8", "-host=8.8.8.8")):
+                with pytest.raises(UserError, match=word):
+                    await play.serve(session, thread, host, 0, print, asyncio.Event())
+
+    asyncio.run(run())
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "-run_name=NAME is missing"),
+        (["demo", "nothing"], "nothing"),
+        (["demo", "-port=70000"], "-port=70000"),
+        (["demo", "-num_threads=0"], "-num_threads=0"),
+        (["-run_name=nobody"], "nobody"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_in_a_line(
+    arguments: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=word):
+        play.main(arguments)
