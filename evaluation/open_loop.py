@@ -11,7 +11,6 @@ from torch import Tensor
 
 from compute.random_streams import RandomStreams
 from sub_models.batch import Batch
-from sub_models.functions_losses import entropy, unimix_log_probs
 from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 
@@ -83,29 +82,3 @@ def imagination_video(
     return comparison_video(
         batch.observation, open_loop(world_model, batch, context, streams).prediction, context
     )
-
-
-@torch.no_grad()
-def prior_quality(world_model: WorldModel, batch: Batch, streams: RandomStreams) -> dict[str, float]:
-    """How well the prior knows the posterior's next latent, on (B, L) windows.
-
-    For MaskGIT the fully masked input is judged, from which sampling starts, so that both
-    priors are asked the same question: every latent from h alone.
-
-    Returns:
-        kl: nats per step, summed over latents; perplexity: per latent, exp of the
-        cross-entropy of sampled latents; prior_entropy and posterior_entropy: nats per latent.
-    """
-    logits = world_model.posterior_logits(batch.observation)
-    noise = streams.uniform("open_loop", *batch.reward.shape, world_model.posterior_noise_size)
-    latent, hidden = world_model.summarise(logits, batch.action, noise)
-    posterior = unimix_log_probs(logits, world_model.config.Unimix)
-    chosen = latent.float().unflatten(-1, world_model.latent_shape)[:, 1:]
-    prior = world_model.prior.log_probs(hidden[:, :-1])
-    target = posterior[:, 1:]
-    return {
-        "kl": float((target.exp() * (target - prior)).sum((-2, -1)).mean()),
-        "perplexity": float((-(chosen * prior).sum(-1)).mean().exp()),
-        "prior_entropy": float(entropy(prior).mean()),
-        "posterior_entropy": float(entropy(posterior).mean()),
-    }

@@ -21,7 +21,7 @@ from compute.random_streams import RandomStreams, derive_seed
 from configuration.schema import Config
 from env_wrapper import VectorEnvironment
 from evaluation.episodes import evaluation_environment, play
-from evaluation.open_loop import OpenLoop, comparison_video, open_loop, prior_quality
+from evaluation.open_loop import OpenLoop, comparison_video, open_loop
 from evaluation.policies import EvaluationPolicy, load_models
 from run_files.provenance import machine_facts
 from sub_models.batch import Batch
@@ -163,7 +163,6 @@ def measure(
     batch = spread_windows(steps, settings.PredictionWindows, context + horizon).to(execution.device)
     streams = RandomStreams(derive_seed(seed, "world-model report"), execution.device)
     prediction = open_loop(world_model, batch, context, streams)
-    prior = prior_quality(world_model, batch, streams)
     by_horizon = errors_by_horizon(world_model, batch, prediction, context, streams)
     result = {
         "step": step,
@@ -175,7 +174,6 @@ def measure(
         "windows": settings.PredictionWindows,
         "steps_played": steps.reward.shape[1],
         "episode_returns": returns,
-        "prior": prior,
         "by_horizon": by_horizon,
         "beats_copy_where_changed": beats_copy(by_horizon),
     }

@@ -47,15 +47,13 @@ def report_world_model(target: Target) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as a few lines of text."""
-    prior, wins = result["prior"], result["beats_copy_where_changed"]
+    wins = result["beats_copy_where_changed"]
     return "\n".join(
         [
             f"{title(result)}: {result['windows']} windows of {len(result['episode_returns'])} held-out "
             f"episodes, context {result['context']}",
             by_horizon(result).to_string(float_format="{:.4f}".format),
             f"better than copying {'' if wins else 'NOT '}at every horizon at which the observation changes",
-            f"prior: KL {prior['kl']:.2f} nats a step, perplexity {prior['perplexity']:.2f} and entropy "
-            f"{prior['prior_entropy']:.2f} (posterior's {prior['posterior_entropy']:.2f}) a latent",
         ]
     )
 

@@ -10,8 +10,6 @@ averaged 0.8; and <out>/health.png: what to look at while training, of the first
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ from typing import Any
 from experiments.figures import HEALTH, draw_health
 from experiments.training import (
     evaluate,
-    experiment_facts,
+    experiment_parser,
     run_facts,
     saved_steps,
     side_by_side,
@@ -31,8 +29,9 @@ from experiments.training import (
     stop,
     training_curves,
     training_returns,
+    write_record,
 )
-from utils import OneLineParser, run_cli, write_atomically
+from utils import run_cli
 
 MODELS = ("STORM", "GITSTORM")
 TARGET = 0.8  # mean return; 1 is perfect, random play -0.6
@@ -104,10 +103,7 @@ def measure(model: str, seed: int, folder: Path, enough: float, overrides: Seque
 
 def main(arguments: list[str]) -> int:
     """Run all seeds of both models; 1 if any stays below the target."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog="experiments/catch.py", description=__doc__, formatter_class=layout)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default 0 1 2 3 4")
-    parser.add_argument("--out", type=Path, default=Path("results/catch"), help="folder of the summary")
+    parser = experiment_parser("catch", __doc__, seeds=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--enough",
         type=float,
@@ -123,7 +119,6 @@ def main(arguments: list[str]) -> int:
 
     rows = side_by_side(measure_here, MODELS, options.seeds)
     summary = {
-        **experiment_facts("catch.py", arguments),
         "target": TARGET,
         "averaged_training_episodes": AVERAGED,
         "runs": rows,
@@ -131,9 +126,7 @@ def main(arguments: list[str]) -> int:
             model: training_curves(run_name(model, options.seeds[0]), HEALTH, folder) for model in MODELS
         },
     }
-    write_atomically(
-        options.out / "summary.json", lambda file: file.write(json.dumps(summary, indent=1).encode())
-    )
+    write_record(options.out / "summary.json", "catch", arguments, summary)
     draw_health(summary, options.out / "health.png")
     reached = sum(row["mean_return"] >= TARGET for row in rows)
     print(f"{reached} of {len(rows)} runs reach {TARGET}; wrote {options.out / 'summary.json'}")

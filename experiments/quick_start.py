@@ -1,21 +1,17 @@
 """Trains the tiny presets on a game over several seeds, and compares them with random play.
 
-    python experiments/quick_start.py [--game Seaquest] [--seeds 0 1 2] [--presets …] [--out DIR]
+    python experiments/quick_start.py [--game Seaquest] [--seeds 0 1 2] [--out DIR]
 
 Runs are those of ./train.sh <game> <seed> <preset>, in outputs/ of the present folder, two at a
 time on one thread each; a run that is there already is continued, or only evaluated. Writes
 <out>/<game>.json and <out>/<game>.png: the mean return of 20 evaluation episodes of each checkpoint
 and of random play, with 95 % intervals (Student's t), and the returns of the training episodes; and
-<out>/<game>_health.png: what to look at while training, of the first seed. With --presets the others
-are not run, and what an earlier call recorded of them is kept.
+<out>/<game>_health.png: what to look at while training, of the first seed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +25,16 @@ from experiments.figures import HEALTH, draw, draw_health
 from experiments.training import (
     ROOT,
     evaluate,
-    experiment_facts,
+    experiment_parser,
     run_facts,
     saved_steps,
     side_by_side,
     start_training,
     training_curves,
     training_returns,
+    write_record,
 )
-from utils import OneLineParser, run_cli, write_atomically
+from utils import run_cli
 
 PRESETS = ("STORM-tiny", "GITSTORM-tiny")
 EPISODES = 20
@@ -83,9 +80,14 @@ def play_randomly(game: str, seed: int) -> dict[str, Any]:
         environment.close()
 
 
+def run_name(game: str, preset: str, seed: int) -> str:
+    """The name of a run, as ./train.sh gives it."""
+    return f"{game}-{preset}-seed_{seed}"
+
+
 def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
     """Train and evaluate one run."""
-    name = f"{game}-{preset}-seed_{seed}"
+    name = run_name(game, preset, seed)
     settings = [f"BasicSettings.env_name=ALE/{game}-v5", f"BasicSettings.Seed={seed}"]
     process = start_training(name, preset, settings, folder)
     if process.wait():
@@ -105,23 +107,10 @@ def measure(preset: str, seed: int, game: str, folder: Path) -> dict[str, Any]:
     return row
 
 
-def read_kept(path: Path, presets: Sequence[str]) -> dict[str, Any]:
-    """Runs and health curves that an earlier record has of other presets."""
-    record = json.loads(path.read_text()) if path.is_file() else {"runs": [], "health": {}}
-    return {
-        "runs": [row for row in record["runs"] if row["preset"] not in presets],
-        "health": {preset: curves for preset, curves in record["health"].items() if preset not in presets},
-    }
-
-
 def main(arguments: list[str]) -> int:
     """Run all seeds of both presets; 1 if any is not above random play."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog="experiments/quick_start.py", description=__doc__, formatter_class=layout)
+    parser = experiment_parser("quick_start", __doc__, seeds=[0, 1, 2])
     parser.add_argument("--game", default="Seaquest", help="an Atari game of ALE/<game>-v5")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="default both")
-    parser.add_argument("--out", type=Path, default=Path("results/quick_start"), help="folder of the result")
     options = parser.parse_args(arguments)
     random = play_randomly(options.game, options.seeds[0])
     low, high = random["interval"]
@@ -131,20 +120,16 @@ def main(arguments: list[str]) -> int:
         return measure(preset, seed, options.game, Path.cwd())
 
     path = options.out / f"{options.game}.json"
-    kept = read_kept(path, options.presets)
-    rows = kept["runs"] + side_by_side(measure_here, options.presets, options.seeds)
-    rows.sort(key=lambda row: (row["seed"], PRESETS.index(row["preset"])))
+    rows = side_by_side(measure_here, PRESETS, options.seeds)
+    first = {preset: run_name(options.game, preset, options.seeds[0]) for preset in PRESETS}
     record = {
-        **experiment_facts("quick_start.py", arguments),
         "game": options.game,
         "confidence": CONFIDENCE,
         "random": random,
         "runs": rows,
+        "health": {preset: training_curves(name, HEALTH, Path.cwd()) for preset, name in first.items()},
     }
-    first = {preset: f"{options.game}-{preset}-seed_{options.seeds[0]}" for preset in options.presets}
-    curves = {preset: training_curves(name, HEALTH, Path.cwd()) for preset, name in first.items()}
-    record["health"] = kept["health"] | curves
-    write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    write_record(path, "quick_start", arguments, record)
     draw(record, path.with_suffix(".png"))
     draw_health(record, path.with_name(f"{path.stem}_health.png"))
     above = sum(row["interval"][0] > high for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
-from run_files.directory import EVALUATIONS, RunDirectory
+from run_files.directory import RunDirectory
 from run_files.metrics import read_history, read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
+from utils import OneLineParser, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
@@ -33,6 +35,21 @@ def side_by_side(
     pairs = [(preset, seed) for seed in seeds for preset in presets]
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         return list(pool.map(lambda pair: measure(*pair), pairs))
+
+
+def experiment_parser(script: str, description: str, seeds: list[int]) -> OneLineParser:
+    """The parser of a script's command line, with what all of them take."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog=f"experiments/{script}.py", description=description, formatter_class=layout)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
+    parser.add_argument("--out", type=Path, default=Path("results") / script, help="folder of the results")
+    return parser
+
+
+def write_record(path: Path, script: str, arguments: list[str], record: dict[str, Any]) -> None:
+    """Write what a script found, with how it came about."""
+    content = {**experiment_facts(f"{script}.py", arguments), **record}
+    write_atomically(path, json.dumps(content, indent=1))
 
 
 def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[floa
 
 def evaluated_returns(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
     """Returns of the evaluation of a checkpoint that has so many episodes; none if there is none."""
-    table = folder / "outputs" / EVALUATIONS / f"{run_name}.csv"
+    table = RunDirectory(run_name, folder).table
     rows = [row for row in read_evaluations(table) if (row.step, row.episodes) == (step, episodes)]
     played = read_episodes(episode_table(table))
     return [episode.score for row in best_rows(rows) for episode in played.get(row.key, [])]

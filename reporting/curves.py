@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from reporting.grid import Comparison, by_label, named
 from reporting.published import REFERENCE
-from reporting.runs import SECONDS_PER_HOUR, Run
+from reporting.runs import Run
 from reporting.statistics import aggregate, mean_curve, performance_profile
 
 COMPARED = (REFERENCE, "DreamerV3_2023", "IRIS", "DIAMOND")  # published methods drawn as curves
@@ -63,11 +63,3 @@ def by_method(
                 f"{label}: no step that all its runs were evaluated at: {', '.join(own.run.unique())}"
             )
     return curves, missing
-
-
-def clock_curve(runs: Sequence[Run], curve: DataFrame) -> DataFrame | None:
-    """Return the curve over the mean hours in which the runs reached its steps; None if one has no clock."""
-    times = [run.history.seconds_at(curve.x.to_numpy()) for run in runs]
-    if any(each is None for each in times):
-        return None
-    return curve.assign(x=np.mean(times, axis=0) / SECONDS_PER_HOUR)

@@ -148,16 +148,12 @@ def _draw_training_returns(axis: Axes, run: Run, colour: str) -> None:
         axis.plot([span.mid for span in means.index], means, color=colour, linewidth=0.8, alpha=0.45)
 
 
-def draw_efficiency(
-    curves: Mapping[str, DataFrame], clocks: Mapping[str, DataFrame], palette: Mapping[str, str]
-) -> Figure:
-    """IQM against environment steps and, where the time was logged, against hours of training."""
-    drawn = [each for each in (curves, clocks) if each]
-    figure, axes = new_figure(WIDTH, 3.4 * len(drawn), len(drawn))
-    for axis, lines in zip(axes, drawn, strict=True):
-        for label, curve in lines.items():
-            _draw_curve(axis, curve, palette[label], label)
-        axis.set(ylabel="IQM of human-normalised scores", xlabel="hours of training", xlim=(0, None))
-    _count_steps(axes[0])
-    axes[0].legend()
+def draw_efficiency(curves: Mapping[str, DataFrame], palette: Mapping[str, str]) -> Figure:
+    """IQM against environment steps."""
+    figure, (axis,) = new_figure(WIDTH, 3.4)
+    for label, curve in curves.items():
+        _draw_curve(axis, curve, palette[label], label)
+    axis.set_ylabel("IQM of human-normalised scores")
+    _count_steps(axis)
+    axis.legend()
     return figure

@@ -127,21 +127,14 @@ class Parts:
         return missing
 
     def _add_efficiency(self) -> None:
-        known, column = self.scores[self.scores.human_normalised.notna()], "human_normalised"
-        lines, missing = curves.by_method(self.runs, known, column, curves.efficiency_curve)
-        self.missing["efficiency"], clocks = missing, {}
-        for label, curve in lines.items():
-            runs = [run for run in self.runs if run.label == label and run.is_atari and run.evaluations]
-            clock = curves.clock_curve(runs, curve)
-            if clock is None:
-                missing.append(f"{label}: not over hours, as a run has logged no time")
-            else:
-                clocks[label] = clock
+        known = self.scores[self.scores.human_normalised.notna()]
+        curve = curves.efficiency_curve
+        lines, self.missing["efficiency"] = curves.by_method(self.runs, known, "human_normalised", curve)
         self.played = {
             label: ", ".join(rows.game.unique()) for label, rows in known.groupby("method") if label in lines
         }
         if lines:
-            self.figures["efficiency"] = figures.draw_efficiency(lines, clocks, self.palette)
+            self.figures["efficiency"] = figures.draw_efficiency(lines, self.palette)
 
 
 def newest_videos(runs: Sequence[Run]) -> dict[str, bytes]:

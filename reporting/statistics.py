@@ -107,10 +107,13 @@ def mean_curve(curves: np.ndarray) -> tuple[np.ndarray, tuple | None]:
 
 
 class Difference(NamedTuple):
-    interval: Interval  # of the mean difference
+    samples: list[np.ndarray]  # independent; the difference is the sum of their means
     pairing: str  # how it was made, in words
-    error: float | None = None  # its standard error, None with too few seeds
-    freedom: float | None = None  # degrees of freedom of that
+
+    @property
+    def interval(self) -> Interval:
+        """The difference with Student's interval, if each sample has two values or more."""
+        return sum_of_means(self.samples)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
@@ -122,37 +125,24 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     matching = sorted(set(first) & set(second))
     if len(matching) >= 2:
         changes = np.asarray([second[seed] - first[seed] for seed in matching])
-        return _sum([changes], f"paired by seed, {len(matching)} pairs")
+        return Difference([changes], f"paired by seed, {len(matching)} pairs")
     samples = [np.asarray(list(second.values()), float), -np.asarray(list(first.values()), float)]
-    return _sum(samples, f"{len(first)} and {len(second)} seeds, unpaired")
-
-
-def _sum(samples: Sequence[np.ndarray], pairing: str) -> Difference:
-    """The sum of the samples' means."""
-    value, counts = float(sum(sample.mean() for sample in samples)), [len(sample) for sample in samples]
-    if min(counts) < 2:
-        return Difference(Interval(value), pairing)
-    error, freedom = _welch([stats.sem(sample) for sample in samples], np.subtract(counts, 1))
-    return Difference(_student(value, error, freedom), pairing, error, freedom)
+    return Difference(samples, f"{len(first)} and {len(second)} seeds, unpaired")
 
 
 def mean_difference(differences: Sequence[Difference]) -> Interval:
-    """Return the mean of independent differences, with Student's interval if each has a standard error."""
-    value = float(np.mean([each.interval.value for each in differences]))
-    if any(each.error is None for each in differences):
+    """Return the mean of independent differences, with its interval if each has one."""
+    return sum_of_means([sample / len(differences) for each in differences for sample in each.samples])
+
+
+def sum_of_means(samples: Sequence[np.ndarray]) -> Interval:
+    """Return the sum of the means of independent samples, with Welch and Satterthwaite's interval."""
+    value = float(sum(sample.mean() for sample in samples))
+    if min(map(len, samples)) < 2:
         return Interval(value)
-    error, freedom = _welch([each.error for each in differences], [each.freedom for each in differences])
-    return _student(value, error / len(differences), freedom)
-
-
-def _welch(errors: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:
-    """Standard error of a sum of independent means, and its Welch-Satterthwaite degrees of freedom."""
-    squares = np.square(errors)
+    squares = np.square([stats.sem(sample) for sample in samples])
     if not squares.any():
-        return 0.0, float(np.sum(freedoms))
-    return float(np.sqrt(squares.sum())), float(squares.sum() ** 2 / (squares**2 / freedoms).sum())
-
-
-def _student(value: float, error: float, freedom: float) -> Interval:
-    reach = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    return Interval(value, value - reach, value + reach)
+        return Interval(value, value, value)
+    freedom = squares.sum() ** 2 / (squares**2 / [len(sample) - 1 for sample in samples]).sum()
+    reach = np.sqrt(squares.sum()) * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    return Interval(value, float(value - reach), float(value + reach))

@@ -164,7 +164,7 @@ def speed_table(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         steps = run.info.get("finished_step") or run.history.last_step or None
-        seconds = run.info.get("elapsed_s") or next(reversed(run.history.clock_seconds), None)
+        seconds = run.info.get("elapsed_s") or run.history.seconds
         times = [seconds / SECONDS_PER_HOUR, steps and steps / seconds] if seconds else [None, None]
         facts = [str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")]
         rows.append([run.game, run.label, run.seed, steps, *times, *facts[:2], facts[2][:12]])

@@ -70,15 +70,8 @@ class History:
 
     return_steps: np.ndarray  # (E,) step at which a training episode ended
     returns: np.ndarray  # (E,) its return
-    clock_steps: np.ndarray  # (T,) steps at which the time was logged
-    clock_seconds: np.ndarray  # (T,) seconds since the start of training
+    seconds: float | None  # of training, as last logged; None if it never was
     last_step: int  # of the last record, 0 if there is none
-
-    def seconds_at(self, steps: np.ndarray) -> np.ndarray | None:
-        """Seconds of training after which each of `steps` was reached; None if the time was not logged."""
-        if not len(self.clock_steps):
-            return None
-        return np.interp(steps, np.append(0, self.clock_steps), np.append(0.0, self.clock_seconds))
 
 
 def read_history(path: Path) -> History:
@@ -87,7 +80,7 @@ def read_history(path: Path) -> History:
     table = np.array(records, dtype=float).reshape(-1, 3)  # NaN for None
     episodes, times = (table[np.isfinite(table[:, column])] for column in (1, 2))
     last_step = int(table[:, 0].max(initial=0))
-    return History(episodes[:, 0], episodes[:, 1], times[:, 0], times[:, 2], last_step)
+    return History(episodes[:, 0], episodes[:, 1], next(reversed(times[:, 2]), None), last_step)
 
 
 def thin(records: Sequence[Record], others: int) -> list[Record]:

@@ -14,7 +14,7 @@ from environments.single import environment_id, find_spec
 from evaluation.options import parse_options
 from evaluation.policies import choose_steps
 from evaluation.tables import Evaluation, read_evaluations
-from run_files.directory import EVALUATIONS, RunDirectory, find_run, read_status
+from run_files.directory import RunDirectory, find_run, read_status
 from sweeping.local import Job
 from sweeping.options import ONLY, Options
 from training.resume import check_resumable
@@ -70,7 +70,7 @@ class SweepRun:
 
     def evaluations(self) -> list[Evaluation]:
         """Return what its evaluations say. Raise UserError if they cannot be read."""
-        return read_evaluations(self.directory.root / "outputs" / EVALUATIONS / f"{self.name}.csv")
+        return read_evaluations(self.directory.table)
 
     def is_evaluated(self) -> bool:
         """Return whether every checkpoint asked for has its row, made as asked for, of enough episodes."""

@@ -1,4 +1,4 @@
-"""Open-loop predictions, the video of them, the prior's quality, and the health line."""
+"""Open-loop predictions, the video of them, and the health line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from evaluation.open_loop import (
     comparison_video,
     imagination_video,
     open_loop,
-    prior_quality,
 )
 from sub_models.batch import Batch
 from sub_models.functions_losses import one_hot
@@ -129,46 +128,6 @@ def test_the_imagination_video_is_that_of_an_open_loop_prediction() -> None:
     frames = open_loop(world_model, batch, CONTEXT, RandomStreams(5, CPU)).prediction
     video = imagination_video(world_model, batch, CONTEXT, RandomStreams(5, CPU))
     assert (video == comparison_video(batch.observation, frames, CONTEXT)).all()
-
-
-# The prior's quality.
-
-
-def test_a_prior_that_is_told_the_posterior_is_perfect() -> None:
-    """Every frame the same, and the prior's bias set to its posterior: KL 0, perplexity exp(entropy)."""
-    world_model, _ = small_models()
-    batch = random_batch(16, LENGTH)
-    batch = with_frames(batch, batch.observation[:1, :1].expand_as(batch.observation))
-    with torch.no_grad():
-        posterior = world_model.posterior(batch.observation[0, :1])[0]
-        world_model.prior.unimix = 0.0
-        world_model.prior.head.weight.zero_()
-        world_model.prior.head.bias.copy_(posterior.flatten())
-    quality = prior_quality(world_model, batch, RandomStreams(0, CPU))
-    entropy = float(-(posterior.exp() * posterior).sum(-1).mean())
-    assert quality["kl"] == pytest.approx(0, abs=1e-5)
-    assert quality["prior_entropy"] == pytest.approx(quality["posterior_entropy"], rel=1e-5)
-    assert quality["posterior_entropy"] == pytest.approx(entropy, rel=1e-5)
-    assert quality["perplexity"] == pytest.approx(math.exp(entropy), rel=0.1)
-
-
-@BOTH
-def test_a_prior_that_knows_nothing_is_as_perplexed_as_the_uniform(model_type: str) -> None:
-    world_model, _ = small_models(model_type)
-    head = world_model.prior.head if model_type == "STORM" else world_model.prior.transformer.vocabulary_norm
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.zero_()
-    batch = random_batch(1, 1)
-    batch = Batch(*(values.expand(4, LENGTH, *values.shape[2:]) for values in batch))
-    quality = prior_quality(world_model, batch, RandomStreams(0, CPU))
-    classes = world_model.config.NumClasses
-    assert quality["perplexity"] == pytest.approx(classes, rel=1e-4)
-    assert quality["prior_entropy"] == pytest.approx(math.log(classes), rel=1e-4)
-    latents = world_model.config.NumLatents
-    assert quality["kl"] == pytest.approx(
-        latents * (math.log(classes) - quality["posterior_entropy"]), rel=1e-3
-    )
 
 
 # Health.

@@ -68,7 +68,6 @@ def test_eval_writes_json_plot_and_video(
     assert (result["step"], result["context"], result["windows"]) == (100, CONTEXT, WINDOWS)
     assert all(len(values) == HORIZON for values in result["by_horizon"].values())
     assert result["steps_played"] == 9 * len(result["episode_returns"]) >= WINDOWS * (CONTEXT + HORIZON)
-    assert set(result["prior"]) == {"kl", "perplexity", "prior_entropy", "posterior_entropy"}
     assert not result["beats_copy_where_changed"]  # it has learnt nothing
     with Image.open("outputs/eval_result/catch/world_model-100-seed_0.gif") as video:
         assert video.n_frames > 1 and video.size == (4 * 16, 3 * 16 + 2)
@@ -237,7 +236,6 @@ def test_the_table_shows_each_horizon(tmp_path: Path) -> None:
     result = {
         "env_name": "x", "model": "STORM", "step": 1, "windows": 2, "episode_returns": [0.0], "context": 3,
         "by_horizon": columns, "beats_copy_where_changed": False,
-        "prior": dict.fromkeys(("kl", "perplexity", "prior_entropy", "posterior_entropy"), 1.0),
     }  # fmt: skip
     write_report(result, None, tmp_path / "run")
     written = json.loads((tmp_path / "run.json").read_text())["by_horizon"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from run_files.metrics import Record, read_history, read_metrics, thin
@@ -36,14 +35,14 @@ def test_history(tmp_path: Path) -> None:
     history = read_history(path)
     assert (history.return_steps.tolist(), history.returns.tolist()) == ([90, 108], [1.0, -1.0])
     assert history.last_step == 110
-    np.testing.assert_allclose(history.seconds_at(np.asarray([50, 100])), [10.0, 20.0])
+    assert history.seconds == 20.0
 
 
 def test_no_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert list(read_metrics(path)) == []
     history = read_history(path)
-    assert (history.last_step, history.seconds_at(np.arange(3))) == (0, None)
+    assert (history.last_step, history.seconds) == (0, None)
 
 
 @pytest.mark.parametrize(
