@@ -102,6 +102,12 @@ class VectorEnvironment:
         return text if self.name in text else f"environment {self.name!r}: {text}"
 
     @property
+    def _idle_pool(self) -> Pool:
+        if self._stepping:
+            raise RuntimeError("a step is under way: finish_step comes first")
+        return self._pool
+
+    @property
     def observation(self) -> np.ndarray:
         """The present observations, (N, *shape), a copy."""
         return self._pool.observation.copy()
@@ -114,13 +120,12 @@ class VectorEnvironment:
         Raises:
             UserError: an environment does not start.
         """
-        self._forbid_while_stepping("reset")
         with self._refusal():
             self._begin(range(self.num_envs))
         return self.observation
 
     def _begin(self, indices: range | list[int]) -> None:
-        self._pool.reset({index: self.seeds[index] for index in indices})
+        self._idle_pool.reset({index: self.seeds[index] for index in indices})
         self._return[indices], self._length[indices] = 0, 0
 
     def start_step(self, actions: np.ndarray) -> None:
@@ -132,11 +137,10 @@ class VectorEnvironment:
         Raises:
             ValueError: other actions.
         """
-        self._forbid_while_stepping("start_step")
-        actions = self._executed(np.asarray(actions))
+        pool, actions = self._idle_pool, self._executed(np.asarray(actions))
         self._stepping = True
         if not self._pending_fault:
-            self._pool.send(actions)
+            pool.send(actions)
 
     def _executed(self, actions: np.ndarray) -> np.ndarray:
         """Return what the environments are told to do: int64 (N,), or float32 (N, size) in [−1, 1]."""
@@ -200,25 +204,19 @@ class VectorEnvironment:
             purpose = ("environment", index, self.fault_count, self._resume_count)
             self.seeds[index] = derive_seed(self._seed, *purpose) % SEED_RANGE
 
-    def _forbid_while_stepping(self, what: str) -> None:
-        if self._stepping:
-            raise RuntimeError(f"{what} while a step is under way: finish_step comes first")
-
     def render(self) -> np.ndarray:
         """Return the present picture of environment 0 as it draws it, uint8 (height, width, 3).
 
         Raises:
             UserError: it cannot.
         """
-        self._forbid_while_stepping("render")
         with self._refusal():
-            return self._pool.ask({0: ("render",)})[0].copy()
+            return self._idle_pool.ask({0: ("render",)})[0].copy()
 
     def action_meanings(self) -> list[str]:
         """Return the environment's own names of its actions, [] if it has none."""
-        self._forbid_while_stepping("action_meanings")
         with self._refusal():
-            return self._pool.ask({0: ("action_meanings",)})[0]
+            return self._idle_pool.ask({0: ("action_meanings",)})[0]
 
     # Saving and restoring.
 
@@ -228,15 +226,14 @@ class VectorEnvironment:
         Should an environment fail just now, all begin new episodes, and the next `finish_step`
         reports the fault.
         """
-        self._forbid_while_stepping("state_dict")
         ask_all = dict.fromkeys(range(self.num_envs), ("state_dict",))
         try:
-            states = self._pool.ask(ask_all)
+            states = self._idle_pool.ask(ask_all)
         except PoolFailure as failure:
             self._pending_fault = self._named(failure)
             self._restart(self._pending_fault)
             with self._refusal():
-                states = self._pool.ask(ask_all)
+                states = self._idle_pool.ask(ask_all)
         state = {
             "name": self.name,
             "num_envs": self.num_envs,
@@ -261,7 +258,7 @@ class VectorEnvironment:
             UserError: an environment fails.
             KeyError, TypeError, ValueError: the state is malformed.
         """
-        self._forbid_while_stepping("load_state_dict")
+        pool = self._idle_pool
         state = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu().numpy(), state)
         self.seeds = [int(seed) for seed, _ in zip(state["seeds"], range(self.num_envs), strict=True)]
         self.fault_count, self._resume_count = int(state["fault_count"]), int(state["resume_count"])
@@ -270,8 +267,8 @@ class VectorEnvironment:
         states = zip(range(self.num_envs), state["environments"], strict=True)
         calls = {index: ("load_state_dict", each) for index, each in states}
         with self._refusal():
-            reasons = self._pool.ask(calls, patiently=True)
-            self._pool.observation[:] = state["observation"]
+            reasons = pool.ask(calls, patiently=True)
+            pool.observation[:] = state["observation"]
             fresh = [index for index, reason in enumerate(reasons) if reason is not None]
             if fresh:
                 self._resume_count += 1

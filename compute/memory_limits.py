@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +30,6 @@ def _host_limits() -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_replay_fits(length: int, needed: int, device: torch.device) -> None:

@@ -27,7 +27,7 @@ from torch.utils.tensorboard.summary import text as text_summary
 
 from configuration.schema import Config
 from run_files.directory import RunDirectory
-from utils import UserError, disk_errors, nearest, write_atomically
+from utils import UserError, disk_errors, load_class, nearest, write_atomically
 
 PROJECT = "GIT-STORM"  # of the runs at Weights & Biases and Trackio
 
@@ -112,19 +112,19 @@ class RunLogger:
 
 
 def find_logger(name: str) -> Callable[[RunDirectory, Config, int], Logger]:
-    """Return the class, or the like, that `BasicSettings.Loggers` names; raise UserError if there is none."""
-    module, colon, attribute = name.partition(":")
-    known = [*LOGGERS, *SERVICES]
-    if name not in known and not colon:
+    """Return the class that `BasicSettings.Loggers` names; raise UserError if there is none."""
+    if name in LOGGERS:
+        return LOGGERS[name]
+    if ":" in name:
+        return load_class(name)
+    if name not in SERVICES:
+        known = [*LOGGERS, *SERVICES]
         hint = f"must be {', '.join(known)} or module:Class{nearest(name, known)}"
         raise UserError(f"BasicSettings.Loggers={name}: {hint}")
     try:
-        if name in SERVICES:
-            return functools.partial(Service, importlib.import_module(name))
-        return LOGGERS.get(name) or getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = f"; pip install {name}" if name in SERVICES else ""
-        raise UserError(f"BasicSettings.Loggers={name}: {error}{hint}") from error
+        return functools.partial(Service, importlib.import_module(name))
+    except ImportError as error:
+        raise UserError(f"BasicSettings.Loggers={name}: {error}; pip install {name}") from error
 
 
 class JsonLines(Logger):

@@ -362,7 +362,7 @@ class TestOthers:
             ("csv", "must be tensorboard, jsonl, wandb, trackio or module:Class"),
             ("no_such_module:Logger", "No module named 'no_such_module'"),
             ("json:Logger", "has no attribute 'Logger'"),
-            (":Logger", "Loggers=:Logger"),
+            (":Logger", "':Logger' names no class"),
         ],
     )
     def test_unknown_ones_are_named(self, tmp_path: Path, name: str, reason: str) -> None:
