@@ -27,7 +27,7 @@ MANY_PARAMETERS = 5_000_000  # from here on a CPU is too slow for a whole run
 
 
 def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
-    """The loop: act, let the emulator step while the device learns, store, log, save.
+    """The loop: take a step, log, save.
 
     Returns:
         Whether the run reached its last step (False if it was asked to stop, and is saved).
@@ -40,23 +40,31 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         if stop.signal is not None:
             run.save_state("stopped")
             return False
-        observation = run.execution.upload(run.observation)
-        learning = run.is_warm
-        action = run.policy.act(observation) if learning else run.policy.act_randomly(observation)
-        run.environment.start_step(action)
-        if learning:
-            run.update_models()
+        before = run.step
         try:
-            result = run.environment.finish_step()
+            take_step(run)
         except EnvironmentFault as fault:
             handle_fault(run, fault, bar)
             continue
-        run.store_step(observation, action, result)
-        before, run.step = run.step, run.step + task.NumEnvs
-        run.faults_in_a_row = 0
-        run.record(result)
         log_and_save(run, before, stop, bar)
     return not run.evaluation_due
+
+
+def take_step(run: TrainingRun) -> None:
+    """Act, let the emulator step while the device learns, and store; of video, learn only."""
+    if not run.plays:
+        return run.update_models()
+    observation = run.execution.upload(run.observation)
+    learning = run.is_warm
+    action = run.policy.act(observation) if learning else run.policy.act_randomly(observation)
+    run.environment.start_step(action)
+    if learning:
+        run.update_models()
+    result = run.environment.finish_step()
+    run.store_step(observation, action, result)
+    run.step += run.config.JointTrainAgent.NumEnvs
+    run.faults_in_a_row = 0
+    run.record(result)
 
 
 def status_of(run: TrainingRun) -> str:

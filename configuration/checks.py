@@ -103,6 +103,15 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
     demonstrated = not run.UseDemonstration or settings.trajectory_path is not None
     needed = "needs BasicSettings.trajectory_path, an .npz or .pkl file"
     yield "JointTrainAgent.UseDemonstration", demonstrated, needed
+    if config.Task == "VideoPrediction":
+        has_clips, needed = settings.trajectory_path is not None, "needs BasicSettings.trajectory_path, clips"
+        yield "Task", has_clips, f"{needed} of video"
+        yield (
+            "JointTrainAgent.UseDemonstration",
+            not run.UseDemonstration,
+            "must be False with clips of video",
+        )
+        yield "JointTrainAgent.EvalEverySteps", run.EvalEverySteps == 0, "must be 0 with clips of video"
 
 
 def warnings_about(config: Config) -> Iterator[str]:

@@ -172,6 +172,8 @@ def _merge(config: Config, layers: Iterable[Mapping[str, Any]]) -> Config:
     settings = merged.BasicSettings
     if settings.n is None:
         game = re.sub(r"^ALE/(.+)-v\d+$", r"\1", settings.env_name)
+        if merged.Task == "VideoPrediction":
+            game = Path(settings.trajectory_path).stem
         parts = (as_file_name(game), as_file_name(Path(settings.config_path).stem))
         settings.n = f"{parts[0]}-{parts[1]}-seed_{settings.Seed}"
         check_run_name(settings.n)

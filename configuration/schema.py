@@ -34,6 +34,7 @@ BIN_LIMIT = Range(0, 80, "(]")  # symexp(80) is the largest that float32 holds w
 CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:Class, of one's own
 MODEL_TYPES = Texts("STORM", "GITSTORM", CLASS, meaning="STORM, GITSTORM or module:Class")
 CODERS = Texts("auto", CLASS, meaning="auto or module:Class")
+TASKS = Texts("JointTrainAgent", "VideoPrediction")
 MIXERS = Texts("concat", "concat_attention", "latent_attention")
 POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
@@ -57,7 +58,7 @@ class BasicSettings:
     n: str | None = free(None, "run name; unset: <Game>-<config>-seed_<seed>")
     config_path: str = free("config_files/STORM.yaml", "YAML file the run starts from, or its name there")
     env_name: str = fixed("ALE/Boxing-v5", "Gymnasium id, module:id or dm_control/<domain>-<task>-v0")
-    trajectory_path: str | None = free(None, "demonstrations (.npz, STORM's .pkl), if UseDemonstration")
+    trajectory_path: str | None = free(None, "demonstrations (.npz, STORM's .pkl), or clips of video")
     pretrained_path: str | None = free(None, "checkpoint file or folder that initialises the weights")
     device: str = free("auto", "where the networks run", DEVICES)
     silent: bool = free(False, "hide the progress bar")
@@ -223,6 +224,16 @@ class Evaluation:
 
 
 @dataclass
+class VideoPrediction:
+    """Training on recorded clips, and how predictions of those held out are judged."""
+
+    HeldOutShare: float = fixed(0.1, "share of the clips that is never trained on", RATE)
+    Context: int = free(8, "frames that are shown", WIDTH, "c")
+    Horizon: int = free(16, "frames that are predicted after them", WIDTH, "h")
+    Clips: int = free(256, "held-out windows that are judged together", AT_LEAST_2)
+
+
+@dataclass
 class Health:
     """Bounds of the health findings; they change nothing in training."""
 
@@ -238,12 +249,13 @@ class Health:
 class Config:
     """A whole configuration, one section of YAML per field."""
 
-    Task: str = fixed("JointTrainAgent", "what is done with the models", Texts("JointTrainAgent"))
+    Task: str = fixed("JointTrainAgent", "agent and world model, or the latter alone on clips", TASKS)
     BasicSettings: BasicSettings = section(BasicSettings)
     Environment: Environment = section(Environment)
     JointTrainAgent: JointTrainAgent = section(JointTrainAgent)
     Models: Models = field(default_factory=lambda: Models())  # with the sections registered by then
     Evaluation: Evaluation = section(Evaluation)
+    VideoPrediction: VideoPrediction = section(VideoPrediction)
     Health: Health = section(Health)
 
 

@@ -51,6 +51,8 @@ def evaluation_environment(
 ) -> VectorEnvironment:
     """Return environments for whole episodes, seeded apart from training's and by purpose."""
     settings = config.BasicSettings
+    if config.Task == "VideoPrediction":
+        raise UserError(f"run {settings.n}: has no agent that acts, it was trained on clips of video")
     seed = derive_seed(seed, purpose) % SEED_RANGE
     return VectorEnvironment(
         settings.env_name, config.Environment, settings.ImageSize, num_envs, seed, release_quirks

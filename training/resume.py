@@ -8,6 +8,7 @@ from run_files.directory import RunDirectory, read_status
 from run_files.states import SavedState, StateStore
 from run_files.weights import list_checkpoints
 from training.run import TrainingRun
+from training.video import VideoRun
 from utils import UserError
 
 OTHER_WAYS = "choose another BasicSettings.n, or BasicSettings.Restart=True to archive it and start over"
@@ -64,7 +65,8 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
             finished = {"status": "finished", "finished_step": saved.step}
             directory.write_status(read_status(directory.status_file) | finished)
         return None
-    run = TrainingRun(config, directory, store, saved)
+    kind = VideoRun if config.Task == "VideoPrediction" else TrainingRun
+    run = kind(config, directory, store, saved)
     run.notes = [*notes, *run.notes]
     directory.save_config(config)
     if saved is None:

@@ -81,42 +81,32 @@ class TrainingRun:
         UserError: something that the config names is missing, unusable or too large.
     """
 
+    plays = True  # in an environment, for its data
+
     def __init__(
         self, config: Config, directory: RunDirectory, store: StateStore, saved: SavedState | None
     ) -> None:
         self.config, self.directory, self.store = config, directory, store
-        settings, task = config.BasicSettings, config.JointTrainAgent
-        self.notes = ignored_settings(settings.env_name, config.Environment)
+        settings = config.BasicSettings
+        self.notes: list[str] = []
         for name in settings.Loggers:
             find_logger(name)  # before anything is begun, or archived
         device = resolve_device(settings.device)
         self.threads = 0
         if saved is None:
             self.use_threads()
-        replay_device = device if settings.ReplayBufferOnGPU else resolve_device("cpu")
         self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
         self.streams.seed_default()
-        self.environment = VectorEnvironment(
-            settings.env_name,
-            config.Environment,
-            settings.ImageSize,
-            task.NumEnvs,
-            settings.Seed,
-            release_quirks=settings.ReleaseQuirks,
-        )
+        self._open_data(device)
         facts = machine_facts(device)
         earlier = {} if saved is None else read_status(directory.status_file)
         self._facts = joined_facts(earlier, facts)
         self.notes += moves(earlier, facts)
         spaces = self.environment.spaces
-        rows = task.BufferMaxLength // task.NumEnvs
-        imagined = ReplayBuffer(rows, task.NumEnvs, spaces, torch.device("meta"))
-        check_replay_fits(task.BufferMaxLength, imagined.nbytes, replay_device)
         self.learner = Learner(config, spaces, self.execution, self.streams)
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
-        self.replay = ReplayBuffer(rows, task.NumEnvs, spaces, replay_device)
-        self.demonstrations = self._load_demonstrations() if task.UseDemonstration else None
+        self.demonstrations = self._load_demonstrations() if config.JointTrainAgent.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
         self.evaluation_due = False  # the evaluation of this step was put off
         self.elapsed = 0.0
@@ -133,6 +123,20 @@ class TrainingRun:
         self.logger = RunLogger(directory, config, saved.step + 1 if saved else 0)
         if saved is not None:
             self._restore(saved)
+
+    def _open_data(self, device: torch.device) -> None:
+        """Start the environment, and make room for what is seen in it."""
+        settings, task, game = self.config.BasicSettings, self.config.JointTrainAgent, self.config.Environment
+        self.notes += ignored_settings(settings.env_name, game)
+        quirks = settings.ReleaseQuirks
+        self.environment = VectorEnvironment(
+            settings.env_name, game, settings.ImageSize, task.NumEnvs, settings.Seed, release_quirks=quirks
+        )
+        spaces, rows = self.environment.spaces, task.BufferMaxLength // task.NumEnvs
+        where = device if settings.ReplayBufferOnGPU else torch.device("cpu")
+        imagined = ReplayBuffer(rows, task.NumEnvs, spaces, torch.device("meta"))
+        check_replay_fits(task.BufferMaxLength, imagined.nbytes, where)
+        self.replay = ReplayBuffer(rows, task.NumEnvs, spaces, where)
 
     # Learning.
 
@@ -226,18 +230,19 @@ class TrainingRun:
         now = time.monotonic()
         speed = (self.step - self._log_step) / max(now - self._log_clock, 1e-9)
         self._log_clock, self._log_step = now, self.step
-        values = self.learner.metrics.read() | {
-            "replay_buffer/length": len(self.replay),
-            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
-        }
+        values = self.learner.metrics.read() | self.data_metrics()
         self.findings = health(values, self.config, self.learner.agent.actions.entropy_range)
         values |= {f"health/{name}": float(text.startswith("ok")) for name, text in self.findings.items()}
-        values |= {
-            "environment/faults": self.faults,
-            "time/steps_per_s": speed,
-            "time/elapsed_s": self.seconds(),
-        }
+        values |= {"time/steps_per_s": speed, "time/elapsed_s": self.seconds()}
         self.logger.scalars(self.step, values)
+
+    def data_metrics(self) -> dict[str, float]:
+        """Return what there is to say of the data by tag; waits for the device."""
+        return {
+            "replay_buffer/length": len(self.replay),
+            "replay_buffer/recent_reward": self.replay.recent_reward(self.config.Health.RewardSteps),
+            "environment/faults": self.faults,
+        }
 
     def health_line(self) -> str | None:
         """Return one line on how learning went when it was last logged; None if neither model was updated."""

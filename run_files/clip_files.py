@@ -1,0 +1,132 @@
+"""Clips of video in files of others: .npz, .hdf5, .mp4 and .gif, read piece by piece, never whole."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from run_files.array_files import read_arrays
+from run_files.tensor_files import reading
+from utils import UserError
+
+ARRAYS, HDF5, FILMS = (".npz",), (".hdf5", ".h5"), (".mp4", ".gif")
+VIDEOS, ACTIONS = ("video", "obs", "observations"), ("actions", "action")  # TECO's, ours and Minari's names
+READERS = {".gif": {"plugin": "pillow", "mode": "RGB"}, ".mp4": {"plugin": "FFMPEG"}}  # of imageio
+PIECE = 64  # frames that are read at once
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """One clip: a file, or a group of an HDF5 file that holds many."""
+
+    path: Path
+    group: str = ""
+
+    def actions(self) -> np.ndarray | None:
+        """Return the actions, one for each frame or for each but the last; None if there are none."""
+        name = None
+        with reading(self.path):
+            if self.path.suffix in ARRAYS:
+                with zipfile.ZipFile(self.path) as file:
+                    name = _first(ACTIONS, [each.removesuffix(".npy") for each in file.namelist()])
+                return read_arrays(self.path, [name])[name] if name else None
+            if self.path.suffix in HDF5:
+                with _h5py().File(self.path) as file:
+                    name = _first(ACTIONS, file[f"/{self.group}"])
+                    return file[f"/{self.group}"][name][()] if name else None
+        return None
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Yield pieces, uint8 (n, H, W, 3), of all frames in their order."""
+        with reading(self.path):
+            if self.path.suffix in ARRAYS:
+                yield from _npz_frames(self.path)
+            elif self.path.suffix in HDF5:
+                with _h5py().File(self.path) as file:
+                    group = file[f"/{self.group}"]
+                    video = group[_named(self.path, group)]
+                    _check(self.path, video.dtype, video.shape)
+                    yield from (video[start : start + PIECE] for start in range(0, len(video), PIECE))
+            else:
+                yield from (frame[None] for frame in _film(self.path))
+
+
+def find_clips(source: Path) -> list[ClipFile]:
+    """Return the clips of a file, or of all files of a folder and the folders in it, in a fixed order.
+
+    Raises:
+        UserError: there are none, or a package that reads them is missing.
+    """
+    found = sorted(source.rglob("*")) if source.is_dir() else [source]
+    endings = (*ARRAYS, *HDF5, *FILMS)
+    paths = [path for path in found if path.is_file() and path.suffix in endings]
+    if not source.exists():
+        raise UserError(f"{source}: does not exist")
+    if not paths:
+        raise UserError(f"{source}: no clips here, that is files of {', '.join(endings)}")
+    return [clip for path in paths for clip in _clips_of(path)]
+
+
+def _clips_of(path: Path) -> list[ClipFile]:
+    if path.suffix not in HDF5:
+        return [ClipFile(path)]
+    with reading(path), _h5py().File(path) as file:
+        groups = [name for name in file if "observations" in getattr(file[name], "keys", list)()]
+        return [ClipFile(path, name) for name in groups] or [ClipFile(path)]
+
+
+def _npz_frames(path: Path) -> Iterator[np.ndarray]:
+    with zipfile.ZipFile(path) as file:
+        name = _named(path, [each.removesuffix(".npy") for each in file.namelist()])
+        with file.open(f"{name}.npy") as member:
+            is_first = np.lib.format.read_magic(member) == (1, 0)
+            read_header = getattr(np.lib.format, f"read_array_header_{1 if is_first else 2}_0")
+            shape, is_fortran, dtype = read_header(member)
+            _check(path, dtype, () if is_fortran else shape)
+            size = int(np.prod(shape[1:]))
+            for start in range(0, shape[0], PIECE):
+                count = min(PIECE, shape[0] - start)
+                yield np.frombuffer(member.read(count * size), np.uint8).reshape(count, *shape[1:])
+
+
+def _film(path: Path) -> Iterator[np.ndarray]:
+    iio = _import("imageio.v3")
+    for frame in iio.imiter(path, **READERS[path.suffix]):
+        _check(path, frame.dtype, (1, *frame.shape))
+        yield frame
+
+
+def _check(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise UserError(f"{path}: its video is {dtype} {shape}, expected uint8 (T, H, W, 3)")
+
+
+def _first(wanted: Collection[str], names: Collection[str]) -> str | None:
+    return next((name for name in wanted if name in names), None)
+
+
+def _named(path: Path, names: Collection[str]) -> str:
+    name = _first(VIDEOS, names)
+    if name is None:
+        raise UserError(f"{path}: has no array {' or '.join(map(repr, VIDEOS))}")
+    return name
+
+
+def _h5py() -> Any:
+    return _import("h5py")
+
+
+def _import(module: str) -> Any:
+    """Return a module of requirements-video.txt; raise UserError if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"the package {module.partition('.')[0]} is missing: pip install -r requirements-video.txt"
+        ) from error
