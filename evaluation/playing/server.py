@@ -73,12 +73,12 @@ class Player:
         self.clients: set[Client] = set()
         self._commands: list[tuple[Client, str, Any]] = []
         self._wake = asyncio.Event()
-        self._rate = 0.0  # steps a second that were reached
+        self._rate = self.pace  # steps a second that are reached
 
     def ask(self, client: Client, name: str, value: Any) -> None:
         """Take a command; those that nobody can wait for are dropped."""
         if name == "pace":
-            self.pace = float(value)
+            self.pace = self._rate = float(value)
         elif name == "pause":
             self.paused = value
         elif len(self._commands) < MOST_WAITING:

@@ -117,14 +117,14 @@ class Session:
 
     # What the page may ask for.
 
-    def restart(self) -> Frame:
+    def restart(self) -> None:
         """Begin a new episode, and the dream in it; what is being recorded ends before."""
         self.stop_recording()
         observation = self.environment.reset() if self.number == 0 else self._new_episode()
         self._model.begin(self._tensor(observation[0]), self._no_actions())
         self._observation = observation[0]
         self.split()
-        return self._remember({}, self.number > 0)
+        self._remember({}, self.number > 0)
 
     def _new_episode(self) -> np.ndarray:
         self.environment.seeds = [seed + 1 for seed in self.environment.seeds]
@@ -143,16 +143,13 @@ class Session:
         self.split()
         self._remember({}, False)
 
-    def split_at(self, number: int) -> bool:
-        """Let the dream begin where it, or the game, was at an earlier step; False if it is forgotten."""
-        moment = self._moment(number)
-        if moment is None:
-            return False
-        self.stop_recording()
-        self.set_mode("dream")
-        self.dream = moment.dream.fork()
-        self._remember({}, False)
-        return True
+    def split_at(self, number: int) -> None:
+        """Let the dream begin where it, or the game, was at an earlier step, unless that is forgotten."""
+        if (moment := self._moment(number)) is not None:
+            self.stop_recording()
+            self.set_mode("dream")
+            self.dream = moment.dream.fork()
+            self._remember({}, False)
 
     def look(self, number: int) -> bytes | None:
         """Return what there was to see at an earlier step, encoded; None if it is forgotten."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,6 +184,20 @@ def test_other_machines_need_the_token_and_no_request_names_a_file(tmp_path: Pat
             await frames(socket, 1)
 
     serve(tmp_path, scenario, token="s3cret")
+
+
+def test_who_is_slower_than_wanted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: TestClient, player: Player) -> None:
+        step = player.session.step
+        async with client.ws_connect("/ws") as socket:
+            await socket.send_json({"do": "pace", "value": 10})
+            await frames(socket, 10)
+            assert not player.status()["slow"]
+            monkeypatch.setattr(player.session, "step", lambda: time.sleep(0.3) or step())
+            while not player.status()["slow"]:
+                await frames(socket, 1)
+
+    serve(tmp_path, scenario)
 
 
 def test_a_game_that_cannot_go_on_ends_it_all_in_a_line(
