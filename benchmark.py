@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from compute.execution import Execution
 from compute.threads import use_threads
@@ -109,7 +109,8 @@ def measure(config: Config, clock: Clock) -> dict[str, Any]:
     for row in phases.values():
         row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
-    ratio = release_ratio(iteration_s, peak) if is_release_size(config, device) else None
+    own_work = iteration_s * peak["float32_1024x512x512_flop_per_s"]  # at equal speed of the machine
+    ratio = RELEASE_ITERATION_S * RELEASE_FLOP_PER_S / own_work if is_release_size(config, device) else None
     return {
         "iteration_s": iteration_s,
         "iterations_per_s": 1 / iteration_s,
@@ -139,12 +140,6 @@ def is_release_size(config: Config, device: torch.device) -> bool:
     """Whether the release's figures, which are STORM's at paper size on a CPU, can be compared with."""
     changed = (key for key, _, _ in differences(config, Config()))
     return device.type == "cpu" and not any(map(SIZES.fullmatch, changed))
-
-
-def release_ratio(iteration_s: float, peak: dict[str, float]) -> float:
-    """How many times faster than the STORM release, at equal speed of the machine."""
-    own_work = iteration_s * peak["float32_1024x512x512_flop_per_s"]
-    return RELEASE_ITERATION_S * RELEASE_FLOP_PER_S / own_work
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -195,14 +190,12 @@ def write_profile(config: Config, clock: Clock, folder: Path) -> None:
     phases = Iteration(config, environment_spaces(config), execution).phases().values()
     for phase in [*phases] * clock.warm_up:
         phase()
-    kind = clock.device.type
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if kind == "cuda" else [])
-    with profile(activities=activities) as trace:
+    with profile() as trace:
         for phase in phases:
             clock.once(phase)
     folder.mkdir(parents=True, exist_ok=True)
     trace.export_chrome_trace(str(folder / "trace.json"))
-    order = f"self_{'cuda' if kind == 'cuda' else 'cpu'}_time_total"
+    order = f"self_{'cuda' if clock.device.type == 'cuda' else 'cpu'}_time_total"
     text = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
     (folder / "kernels.txt").write_text(text)
 

@@ -68,15 +68,13 @@ class GuardedOptimizer:
         self.module.eval()
         self.adam.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.adam)
+        self.scaler.unscale_(self.adam)
         norm = self._clip_gradients()
         finite = (torch.isfinite(norm) & torch.isfinite(loss)).float()
         if self._fused:
             self.adam.found_inf = 1 - finite  # fused Adam skips where this is 1, its step counter included
         self.adam.step()
-        if self.scaler.is_enabled():
-            self.scaler.update()
+        self.scaler.update()
         for buffer, value in zip(self._buffers, before, strict=True):
             buffer.copy_(torch.where(finite.bool(), buffer, value))
         self.bad_total.add_(1 - finite)

@@ -37,17 +37,13 @@ def joined_facts(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 
 def moves(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a line if the last process of a run had other hardware, Python or packages; else none."""
-    before = _flat(earlier)
-    known = [(name, before[name], value) for name, value in _flat(now).items() if name in before]
-    changes = "; ".join(f"{name} was {old}, is {new}" for name, old, new in known if old != new)
+    versions = earlier.get("versions")
+    known = {"hardware": earlier.get("hardware")} | (versions if isinstance(versions, dict) else {})
+    before = {name: str(value).split(AND)[-1] for name, value in known.items() if value}
+    after = {"hardware": now["hardware"]} | now["versions"]
+    changed = [name for name, value in after.items() if before.get(name, value) != value]
+    changes = "; ".join(f"{name} was {before[name]}, is {after[name]}" for name in changed)
     return [f"the run was moved ({changes}): from here on it may differ in the last bits"] if changes else []
-
-
-def _flat(facts: dict[str, Any]) -> dict[str, str]:
-    """What the last process ran on, by name."""
-    versions = facts.get("versions")
-    named = {"hardware": facts.get("hardware")} | (versions if isinstance(versions, dict) else {})
-    return {name: str(value).split(AND)[-1] for name, value in named.items() if value}
 
 
 def _join(earlier: Any, now: Any) -> Any:

@@ -165,13 +165,6 @@ class Iteration:
         }
 
 
-def count_flop(function: Callable[[], object]) -> int:
-    """Return the floating-point operations of the products and convolutions in one call."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
 def forget_memory() -> None:
     """Free what is no longer used, and count the GPU's memory anew."""
     gc.collect()  # functions that refer to each other would keep their memory
@@ -186,8 +179,12 @@ def measure_phases(
     """Timing of each phase and its FLOP; of replay sampling also the bytes that it reads and writes."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
     counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device)).phases()
-    flop = {name: count_flop(phase) for name, phase in counted.items()}
-    del counted
+    flop = {}
+    for name, phase in counted.items():
+        with FlopCounterMode(display=False) as counter:  # of products and convolutions
+            phase()
+        flop[name] = counter.get_total_flops()
+    del counted, phase
     forget_memory()
     iteration, rows = Iteration(config, spaces, execution), {}
     for name, phase in iteration.phases().items():
