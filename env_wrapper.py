@@ -38,18 +38,7 @@ class StepResult:
 
 
 class EnvironmentFault(Exception):
-    """An environment died, hung, raised or returned nonsense; all N have begun new episodes.
-
-    Args:
-        message: what happened, one line.
-        observation: (N, *shape), the new first ones.
-        seeds: those that the environments now run on.
-    """
-
-    def __init__(self, message: str, observation: np.ndarray, seeds: list[int]) -> None:
-        super().__init__(message)
-        self.observation = observation
-        self.seeds = seeds
+    """An environment died, hung, raised or returned nonsense; all N have begun new episodes on new seeds."""
 
 
 class VectorEnvironment:
@@ -171,7 +160,7 @@ class VectorEnvironment:
             except PoolFailure as failure:
                 message = self._named(failure)
                 self._restart(message)
-        raise EnvironmentFault(message, self.observation, list(self.seeds))
+        raise EnvironmentFault(message)
 
     def _collect(self, steps: list[tuple[float, bool, bool]]) -> StepResult:
         reward, termination, episode_end = map(np.array, zip(*steps, strict=True))

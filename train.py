@@ -135,8 +135,9 @@ def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
     run.faults += 1
     run.faults_in_a_row += 1
     run.policy.drop_last_step()
-    run.observation = fault.observation
-    line = f"step {run.step}: {fault}; all environments began new episodes on seeds {fault.seeds}"
+    run.observation = run.environment.observation
+    seeds = run.environment.seeds
+    line = f"step {run.step}: {fault}; all environments began new episodes on seeds {seeds}"
     bar.write(line, file=sys.stderr)
     run.logger.text(run.step, "environment/fault", line)
     if run.faults_in_a_row >= run.config.Environment.MaxFaults:

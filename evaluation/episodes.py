@@ -83,9 +83,9 @@ def play(
             faults += 1
             if faults >= max_faults:
                 raise UserError(f"{faults} environment faults in a row, the last one: {fault}") from fault
-            log.warning("%s; its episodes are begun anew on seeds %s", fault, fault.seeds)
+            log.warning("%s; its episodes are begun anew on seeds %s", fault, environment.seeds)
             policy.drop_last_step()
-            observation = fault.observation
+            observation = environment.observation
             yield None
         else:
             yield Step(observation, action, result)

@@ -13,7 +13,6 @@ import fcntl
 import io
 import json
 import os
-import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -134,13 +133,9 @@ class RunDirectory:
 
     def _archive_moves(self, number: int) -> list[tuple[Path, Path]]:
         """Old and new paths of all that the run wrote, the folder with the states last."""
-        mine = re.compile(rf"{re.escape(self.name)}(|\.csv|{EPISODES}\.csv)")
-        files = sorted(self.evaluations.iterdir()) if self.evaluations.is_dir() else []
-        ends = [(path, match[1]) for path in files if (match := mine.fullmatch(path.name))]
-        return [
-            (path, path.with_name(f"{self.name}.archived-{number}{end}"))
-            for path, end in (*ends, (self.tensorboard, ""), (self.outputs, ""))
-        ]
+        new = f"{self.name}.archived-{number}"
+        written = (*self.evaluated.values(), self.shown, self.tensorboard, self.outputs)
+        return [(path, path.with_name(new + path.name.removeprefix(self.name))) for path in written]
 
 
 def find_run(name: str, root: Path = Path(".")) -> RunDirectory:

@@ -236,7 +236,7 @@ class Session:
             result = self.environment.finish_step()
         except EnvironmentFault as fault:
             log.warning("%s", fault)
-            self._observation = fault.observation[0]
+            self._observation = self.environment.observation[0]
             self._model.begin(self._tensor(self._observation), self._no_actions())
             self.split()
             return {"reward": 0.0, "end": True, "episode_end": True}

@@ -51,7 +51,7 @@ def test_an_environments_fault_does_not_end_the_measurement_of_evaluation(
         result = original(self)
         calls.append(result)
         if len(calls) == 3:
-            raise EnvironmentFault("it died", result.observation, self.seeds)
+            raise EnvironmentFault("it died")
         return result
 
     monkeypatch.setattr(VectorEnvironment, "finish_step", failing)

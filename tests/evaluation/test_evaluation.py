@@ -17,7 +17,7 @@ FRAMES = np.zeros((2, 4, 4, 3), np.uint8)
 class Lengths:
     """Two environments whose episodes last 2 and 5 steps; the return is the length, negative where long."""
 
-    num_envs = 2
+    num_envs, observation, seeds = 2, FRAMES, (7, 8)
 
     def __init__(self, faults: tuple[int, ...] = ()) -> None:
         self.faults = faults
@@ -35,7 +35,7 @@ class Lengths:
         self.time += 1
         if self.time in self.faults:
             self.elapsed[:] = 0
-            raise EnvironmentFault("it died", FRAMES, [7, 8])
+            raise EnvironmentFault("it died")
         self.elapsed += 1
         ended = self.elapsed == (2, 5)
         lengths = self.elapsed.copy()

@@ -128,7 +128,8 @@ def test_an_environments_fault_drops_the_episode_under_way(monkeypatch: pytest.M
     def failing() -> StepResult:
         calls.append(finish_step())
         if len(calls) in faults:
-            raise EnvironmentFault("it died", environment.reset(), [7])
+            environment.reset()
+            raise EnvironmentFault("it died")
         return calls[-1]
 
     monkeypatch.setattr(environment, "finish_step", failing)
