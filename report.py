@@ -13,9 +13,14 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 import argparse
 from pathlib import Path
 
+from reporting.compare import compare_runs
+from reporting.page import PAGE, build_report
+from reporting.published import load_published
+from reporting.record import record_run, refresh_readme
+from reporting.runs import find_runs
+from reporting.tables import write_csv
 from utils import REPOSITORY, OneLineParser, UserError, run_cli, write_atomically
 
-COMMANDS = ("compare", "record")  # each the first word, before its options
 OUT = {"type": Path, "help": "folder to write to (default: <outputs>/report)"}
 RESULTS = {"type": Path, "default": REPOSITORY / "results", "help": "recorded and published results"}
 
@@ -35,13 +40,8 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--out", **OUT)
     parser.add_argument("--results-dir", **RESULTS)
     given = parser.parse_args(arguments)
-    misplaced = [word for word in given.runs if word in COMMANDS]
-    if misplaced:
-        raise UserError(f"{misplaced[0]} must be the first word: python report.py {misplaced[0]} --help")
-    from reporting.page import PAGE, build_report
-    from reporting.published import load_published
-    from reporting.runs import find_runs
-
+    for word in COMMANDS.keys() & set(given.runs):
+        raise UserError(f"{word} must be the first word: python report.py {word} --help")
     out = given.out or given.outputs / "report"
     runs, left_out = find_runs(given.outputs, given.runs)
     for line in build_report(runs, left_out, load_published(given.results_dir), out):
@@ -51,26 +51,19 @@ def report(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     """Print the comparison of two sets of runs and write it beside the report."""
-    text = "Per game: the difference of B from A with its 95 % interval."
-    parser = new_parser(" compare", text)
+    parser = new_parser(" compare", "Per game: the difference of B from A with its 95 % interval.")
     parser.add_argument("--out", **OUT)
     parser.add_argument("A", help="runs before the change: a name, a glob or a comma list")
     parser.add_argument("B", help="runs after it")
     given = parser.parse_args(arguments)
-    from reporting.compare import compare_runs
-    from reporting.runs import find_runs
-    from reporting.tables import write_csv
-
-    (first, left_out), (second, also_left_out) = (
-        find_runs(given.outputs, [side]) for side in (given.A, given.B)
-    )
+    first, left_out = find_runs(given.outputs, [given.A])
+    second, also_left_out = find_runs(given.outputs, [given.B])
     table = compare_runs(first, second)
     out = given.out or given.outputs / "report"
     write_csv(out, table.name, table.frame)
     write_atomically(out / "compare.md", table.markdown)
-    left_out += also_left_out + [
-        f"{run.name}: not evaluated" for run in [*first, *second] if not run.evaluations
-    ]
+    left_out += also_left_out
+    left_out += [f"{run.name}: not evaluated" for run in [*first, *second] if not run.evaluations]
     print(table.markdown, *(f"left out: {line}" for line in left_out), sep="\n")
 
 
@@ -82,18 +75,20 @@ def record(arguments: list[str]) -> None:
     parser.add_argument("--partial", action="store_true", help="take runs that stopped early, marked as such")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
     given = parser.parse_args(arguments)
-    from reporting.record import record_run, refresh_readme
-
     for name in given.runs:
         print(f"recorded {record_run(name, given.outputs, given.results_dir, given.partial)}")
     print(f"wrote {refresh_readme(given.results_dir)}")
 
 
+COMMANDS = {"compare": compare, "record": record}  # each the first word, before its options
+
+
 def main(arguments: list[str]) -> None:
     """Run the command that the first argument names, else the report."""
-    commands = dict(zip(COMMANDS, (compare, record), strict=True))
-    command = commands.get(arguments[0]) if arguments else None
-    command(arguments[1:]) if command else report(arguments)
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+    else:
+        report(arguments)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from reporting.published import BENCHMARK_STEP, Published
 from reporting.runs import SECONDS_PER_HOUR, Run, RunFiles, load_run
 from reporting.tables import make_table
@@ -15,17 +17,9 @@ from run_files.manifest import MANIFEST, altered, read_manifest
 from utils import UserError, as_file_name
 
 README = "README.md"
+TEMPLATES = Path(__file__).with_name("templates")
 NOTES = "notes.md"  # written by hand to explain a score; the only file without a checksum
 COLUMNS = "method game seed step mean_return:1 evaluated episodes published settings hours:2 hardware commit"
-INTRODUCTION = """# Recorded results
-
-Runs that `python report.py record` took: config, commit, hardware, time, evaluations, every episode's return,
-and the training metrics (thinned), with their checksums in `manifest.json`. Weights are not kept. A run whose
-files are not those that training and evaluation wrote is not taken
-([docs/reliability.md](../docs/reliability.md)). This file is written by that command;
-`python report.py 'results/*/*/seed_*'` draws the report of all of them. Scores published by others, and where
-they come from, are in `published.json`.
-"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,11 @@ class Entry:
     run: Run
     gaps: tuple[str, ...]  # why the run is not complete
     notes: str
+
+    @property
+    def title(self) -> str:
+        """Which run it is, in words."""
+        return f"{self.run.label}, {self.run.game}, seed {self.run.seed}"
 
 
 def entry_path(run: Run) -> Path:
@@ -83,12 +82,9 @@ def find_entries(results: Path) -> list[Entry]:
 
 def render_readme(entries: Sequence[Entry], published: Published, results: Path) -> str:
     """Return the text of the README of `results`."""
-    rows = [_row(entry, published, results) for entry in entries]
-    table = make_table("runs", COLUMNS, rows).markdown if rows else "No run yet.\n"
-    named = [(f"{entry.run.label}, {entry.run.game}, seed {entry.run.seed}", entry) for entry in entries]
-    notes = [f"\n**{name}:** {entry.notes}\n" for name, entry in named if entry.notes]
-    partial = [f"\n{name} is partial: {'; '.join(entry.gaps)}.\n" for name, entry in named if entry.gaps]
-    return "".join([INTRODUCTION, "\n", table, *notes, *partial])
+    table = make_table("runs", COLUMNS, [_row(entry, published, results) for entry in entries])
+    template = Template((TEMPLATES / "results.md").read_text(encoding="utf-8"), trim_blocks=True)
+    return template.render(table=table.markdown, entries=entries)
 
 
 def _row(entry: Entry, published: Published, results: Path) -> list[Any]:
