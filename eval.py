@@ -5,30 +5,16 @@ from __future__ import annotations
 import configuration.packages  # noqa: F401  (first: it says which packages are missing)
 
 # isort: split
-import argparse
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
 
 from compute.memory_limits import memory_errors
 from compute.threads import use_threads
-from evaluation.options import SETTINGS, parse_options
+from evaluation.options import named_as_options, parse_options
 from evaluation.scoring import score
 from evaluation.target import read_target
 from evaluation.world_model_report import report_world_model
-from utils import UserError, run_cli
-
-
-@contextlib.contextmanager
-def named_as_typed(options: argparse.Namespace) -> Iterator[None]:
-    """Let a complaint about a setting name the option that set it."""
-    try:
-        yield
-    except UserError as error:
-        typed = {key: f"-{name}" for name, key in SETTINGS.items() if getattr(options, name) is not None}
-        found = next((key for key in typed if str(error).startswith(key)), None)
-        raise (UserError(str(error).replace(found, typed[found], 1)) if found else error) from error
+from utils import run_cli
 
 
 def main(arguments: list[str]) -> None:
@@ -39,7 +25,7 @@ def main(arguments: list[str]) -> None:
     windows = target.config.Evaluation.PredictionWindows * target.config.JointTrainAgent.BatchLength
     for line in use_threads(target.config, windows if options.world_model else target.num_envs):
         print(line, file=sys.stderr)
-    with memory_errors(), named_as_typed(options):
+    with memory_errors(), named_as_options():
         if options.world_model:
             report_world_model(target)
         else:

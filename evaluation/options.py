@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from configuration.checks import read_value
@@ -47,15 +50,25 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def named_as_options() -> Iterator[None]:
+    """Let a complaint about a setting name the option that sets it."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for name, key in SETTINGS.items():
+            text = re.sub(f"^{re.escape(key)}", f"-{name}", text)
+        raise UserError(text) from error
+
+
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Read a command line; raise UserError, by its option's name, for a value that is impossible."""
     options = make_parser().parse_args(arguments)
-    for name, key in SETTINGS.items():
-        try:
+    with named_as_options():
+        for name, key in SETTINGS.items():
             if getattr(options, name) is not None:
                 read_value(key, getattr(options, name))
-        except UserError as error:
-            raise UserError(str(error).replace(key, f"-{name}", 1)) from error
     if options.run_name is None:  # after unknown options, which may be meant for it
         raise UserError("-run_name=NAME is missing; see python eval.py --help")
     for text in options.overrides:

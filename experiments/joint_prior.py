@@ -10,9 +10,7 @@ Beside this, whole world models are trained end to end. Writes <out>/<K>x<C>.jso
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -30,17 +28,19 @@ from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop
-from run_files.provenance import machine_facts
+from experiments.joint_prior_figure import draw
+from experiments.training import experiment_parser, write_record
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
 from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
-from utils import OneLineParser, run_cli, write_atomically
+from utils import run_cli
 
 CPU = torch.device("cpu")
 NUM_ACTIONS = 2
 FACTORISED = "factorised MLP"
-JOINT_PLAN = (4, 4, 1)
+PLANS = ((1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 1))  # T_draft, T_revise, M, from independent to fully joint
+JOINT_PLAN = PLANS[2]
 
 
 def option(default: int | float, meaning: str) -> int | float:
@@ -103,13 +103,12 @@ def make_world_model(settings: Settings, model_type: str) -> WorldModel:
     return WorldModel(model_config(settings).Models, model_type, spaces_of(settings)).eval()
 
 
-def set_plan(world_model: WorldModel, plan: tuple[int, int, int]) -> None:
-    """Let a MaskGIT prior sample by T_draft, T_revise, M."""
+def sampled_by(world_model: WorldModel, plan: tuple[int, int, int]) -> str:
+    """Let a MaskGIT prior sample by T_draft, T_revise, M; return its name."""
     prior = world_model.prior
-    draft_groups, revise_groups, num_revisions = plan
-    prior.plan = replace(
-        prior.plan, draft_groups=draft_groups, revise_groups=revise_groups, num_revisions=num_revisions
-    )
+    sizes = dict(zip(("draft_groups", "revise_groups", "num_revisions"), plan, strict=True))
+    prior.plan = replace(prior.plan, **sizes)
+    return f"MaskGIT {'/'.join(map(str, plan))}"
 
 
 def collect(settings: Settings) -> Batch:
@@ -202,7 +201,7 @@ def fit_end_to_end(world_model: WorldModel, data: Batch, settings: Settings) -> 
     for step in range(1, settings.end_to_end_steps + 1):
         world_model.train()
         batch = window_batch(data, settings.windows, settings.length, streams)
-        noise = streams.uniform("loss", *batch.action.shape, world_model.loss_noise_size())
+        noise = streams.uniform("loss", *batch.action.shape, world_model.loss_noise_size)
         loss, _ = world_model.loss(batch, noise)
         optimizer.zero_grad()
         loss.backward()
@@ -281,52 +280,47 @@ def compare_priors(
     fit_autoencoder(autoencoder, data, settings)
     frames = {"posterior": reconstructed_frames(autoencoder, data, settings)}
     results = {"posterior": judge(frames["posterior"])}
-    for model_type in ("STORM", "GITSTORM"):
+
+    def measure(name: str, world_model: WorldModel) -> None:
+        frames[name] = imagined_frames(world_model, data, settings)
+        results[name] = judge(frames[name])
+        seconds = imagination_seconds(world_model, data, settings)
+        results[name]["imagination_seconds"] = seconds
+        results[name]["relative_time"] = seconds / results[FACTORISED]["imagination_seconds"]
+
+    def fitted(model_type: str) -> WorldModel:
         world_model = make_world_model(settings, model_type)
-        for part in ("encoder", "decoder"):
-            setattr(world_model, part, copy.deepcopy(getattr(autoencoder, part)))
+        world_model.encoder = copy.deepcopy(autoencoder.encoder)
+        world_model.decoder = copy.deepcopy(autoencoder.decoder)
         fit_prior(world_model, data, settings)
-        for plan in plans(settings) if model_type == "GITSTORM" else [None]:
-            if plan is not None:
-                set_plan(world_model, plan)
-            name = FACTORISED if plan is None else f"MaskGIT {'/'.join(map(str, plan))}"
-            frames[name] = imagined_frames(world_model, data, settings)
-            results[name] = judge(frames[name])
-            results[name]["imagination_seconds"] = imagination_seconds(world_model, data, settings)
-    for name in frames.keys() - {"posterior"}:
-        results[name]["relative_time"] = (
-            results[name]["imagination_seconds"] / results[FACTORISED]["imagination_seconds"]
-        )
+        return world_model
+
+    measure(FACTORISED, fitted("STORM"))
+    gitstorm = fitted("GITSTORM")
+    for plan in PLANS:
+        if plan[0] <= settings.latents:
+            measure(sampled_by(gitstorm, plan), gitstorm)
     return results, frames
-
-
-def plans(settings: Settings) -> list[tuple[int, int, int]]:
-    """Sampling plans T_draft, T_revise, M, from independent to fully joint."""
-    return [(groups, groups, 1) for groups in (1, 2, 4, 8) if groups <= settings.latents]
 
 
 def end_to_end_curves(data: Batch, settings: Settings) -> dict[str, list[dict[str, float]]]:
     """Measurements while whole world models train, by prior."""
-    curves = {}
-    for model_type in ("STORM", "GITSTORM"):
-        world_model = make_world_model(settings, model_type)
-        name = FACTORISED
-        if model_type == "GITSTORM":
-            set_plan(world_model, JOINT_PLAN)
-            name = f"MaskGIT {'/'.join(map(str, JOINT_PLAN))}"
-        curves[name] = fit_end_to_end(world_model, data, settings)
+    if settings.end_to_end_steps == 0:
+        return {}
+    storm = make_world_model(settings, "STORM")
+    curves = {FACTORISED: fit_end_to_end(storm, data, settings)}
+    gitstorm = make_world_model(settings, "GITSTORM")
+    curves[sampled_by(gitstorm, JOINT_PLAN)] = fit_end_to_end(gitstorm, data, settings)
     return curves
 
 
 def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     """Settings and output folder of a command line."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog="experiments/joint_prior.py", description=__doc__, formatter_class=layout)
+    parser = experiment_parser("joint_prior", __doc__)
     for each in fields(Settings):
         name = f"--{each.name}"
         meaning = f"{each.metadata['help']} (default {each.default})"
         parser.add_argument(name, type=type(each.default), default=each.default, help=meaning)
-    parser.add_argument("--out", type=Path, default=Path("results/joint_prior"), help="folder of the results")
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     return replace(Settings(), **options), out
@@ -334,8 +328,6 @@ def read_options(arguments: list[str]) -> tuple[Settings, Path]:
 
 def main(arguments: list[str]) -> None:
     """Run the experiment on one CPU thread, print a table, write JSON and figure."""
-    from experiments.joint_prior_figure import draw
-
     settings, out = read_options(arguments)
     torch.set_num_threads(1)
     start = time.monotonic()
@@ -349,17 +341,15 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
     record = {
-        "command": " ".join(["python", "experiments/joint_prior.py", *arguments]),
-        **machine_facts(CPU),
-        "threads": torch.get_num_threads(),
+        "runs_at_a_time": 1,
         "settings": asdict(settings),
         "judged_frames": settings.imagined_windows * settings.horizon,
         "priors": priors,
-        "end_to_end": end_to_end_curves(data, settings) if settings.end_to_end_steps else {},
+        "end_to_end": end_to_end_curves(data, settings),
         "seconds": round(time.monotonic() - start, 1),
     }
     name = f"{settings.latents}x{settings.classes}"
-    write_atomically(out / f"{name}.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
+    write_record(out / f"{name}.json", "joint_prior", arguments, record)
     draw(record, frames, out / f"{name}.png")
     print(f"wrote {out / name}.json and .png")
 

@@ -37,11 +37,12 @@ def side_by_side(
         return list(pool.map(lambda pair: measure(*pair), pairs))
 
 
-def experiment_parser(script: str, description: str, seeds: list[int]) -> OneLineParser:
+def experiment_parser(script: str, description: str, seeds: list[int] | None = None) -> OneLineParser:
     """The parser of a script's command line, with what all of them take."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog=f"experiments/{script}.py", description=description, formatter_class=layout)
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
+    if seeds:
+        parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
     parser.add_argument("--out", type=Path, default=Path("results") / script, help="folder of the results")
     return parser
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,14 @@ LIKE_THE_POSTERIOR, INDEPENDENT, JOINT, SPREAD = 0.95, 0.2, 0.8, 0.85
 @pytest.fixture(scope="module")
 def priors() -> dict[str, dict[str, float]]:
     return compare_priors(collect(SETTINGS), SETTINGS)[0]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leave PyTorch's number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
@@ -69,6 +80,18 @@ def test_only_the_prior_moves_while_it_is_fitted() -> None:
         if not torch.equal(value, before[name])
     }
     assert moved == {"prior", "sequence_model"}
+
+
+def test_the_command_writes_what_it_measured(tmp_path: Path, threads: None) -> None:
+    few = {"frames": 256, "autoencoder_steps": 2, "prior_steps": 2, "end_to_end_steps": 2, "curve_points": 1}
+    few |= {"timed_batch": 2, "timed_repeats": 1, "imagined_windows": 4, "latents": 4, "classes": 4}
+    joint_prior.main([f"--out={tmp_path}", *(f"--{name}={value}" for name, value in few.items())])
+    record = json.loads((tmp_path / "4x4.json").read_text())
+    tried = ["MaskGIT 1/1/1", "MaskGIT 2/2/1", "MaskGIT 4/4/1"]
+    assert list(record["priors"]) == ["posterior", FACTORISED, *tried]
+    assert list(record["end_to_end"]) == [FACTORISED, "MaskGIT 4/4/1"]
+    assert [point["step"] for point in record["end_to_end"][FACTORISED]] == [2]
+    assert (tmp_path / "4x4.png").stat().st_size > 10_000
 
 
 def test_every_setting_is_an_option() -> None:
