@@ -190,10 +190,10 @@ def test_who_is_slower_than_wanted_says_so(tmp_path: Path, monkeypatch: pytest.M
     async def scenario(client: TestClient, player: Player) -> None:
         step = player.session.step
         async with client.ws_connect("/ws") as socket:
-            await socket.send_json({"do": "pace", "value": 10})
-            await frames(socket, 10)
+            await socket.send_json({"do": "pace", "value": 4})
+            await frames(socket, 4)
             assert not player.status()["slow"]
-            monkeypatch.setattr(player.session, "step", lambda: time.sleep(0.3) or step())
+            monkeypatch.setattr(player.session, "step", lambda: time.sleep(0.6) or step())
             while not player.status()["slow"]:
                 await frames(socket, 1)
 
