@@ -128,10 +128,10 @@ def load_class(text: str) -> type:
     module, _, name = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
+        if not isinstance(found, type):
+            raise ValueError(f"{name} is none")
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{text!r} names no class as module:Class ({error})") from error
-    if not isinstance(found, type):
-        raise UserError(f"{text!r} names no class as module:Class")
     return found
 
 

@@ -19,17 +19,14 @@ def free_bytes(device: torch.device) -> int | None:
     """Bytes that a new tensor on the device may take; None where nobody tells."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_host_limits(), default=None)
-
-
-def _host_limits() -> Iterator[int]:
-    """What the system has, and what a container leaves of it."""
+    limits = []  # what the system has, and what a container leaves of it
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()
-        yield 1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[0])
+        limits.append(1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[0]))
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(limits, default=None)
 
 
 def check_replay_fits(length: int, needed: int, device: torch.device) -> None:

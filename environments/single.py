@@ -21,13 +21,12 @@ from gymnasium.envs.registration import EnvSpec
 from configuration.schema import Environment as EnvironmentSettings
 from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
-from environments.atari import AtariGame, emulator_arguments, is_atari, overruled
+from environments.atari import SETTING_OF, AtariGame, emulator_arguments, is_atari, overruled
 from environments.spaces import ImageReader, action_map, observation_reader
 from utils import UserError, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SCENE_SIZE = 240  # side of pictures that people look at and the agent does not
-ATARI_SETTINGS = ("FrameSkip", "StickyActions", "MaxEpisodeFrames", "FullActionSpace")
 NOT_BACK = "it did not come back to the saved state"
 gymnasium.register_envs(ale_py)
 gymnasium.register_envs(diagnostic)
@@ -70,7 +69,7 @@ def find_spec(name: str) -> EnvSpec:
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
     """Return lines on settings that mean nothing to that environment, or that its own id had otherwise."""
     defaults, spec = EnvironmentSettings(), find_spec(name)
-    changed = [key for key in ATARI_SETTINGS if getattr(settings, key) != getattr(defaults, key)]
+    changed = [key for key in SETTING_OF.values() if getattr(settings, key) != getattr(defaults, key)]
     if is_atari(spec):
         other = [f"{one}={spec.kwargs[one]} by Environment.{key}" for one, key in overruled(spec, settings)]
         return [f"note: of {name}, {', '.join(other)}"] if other else []

@@ -14,13 +14,12 @@ from agents import Policy
 from compute.random_streams import derive_seed
 from configuration.schema import Config
 from configuration.spaces import Spaces
-from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
+from env_wrapper import SEED_RANGE, EnvironmentFault, StepResult, VectorEnvironment
 from evaluation.tables import Episode
 from utils import UserError
 
 log = logging.getLogger(__name__)
 
-SEED_RANGE = 2**31 - 1
 OnStep = Callable[[list[Episode], np.ndarray], None]
 
 

@@ -21,7 +21,7 @@ from configuration.checks import check_run_name
 from configuration.loading import config_to_yaml
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.manifest import EVALUATED, TRAINED, enter, read_manifest, strike
+from run_files.manifest import EVALUATED, TRAINED, enter, read_json, read_manifest, strike
 from utils import UserError, disk_errors, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
@@ -148,19 +148,10 @@ def find_run(name: str, root: Path = Path(".")) -> RunDirectory:
     return directory
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    """Return what a run.json says; {} if it is missing or not readable."""
-    try:
-        status = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
 def read_spaces(path: Path) -> Spaces | None:
     """Return what the agent of a run sees and does; None if its run.json at `path` does not say it."""
     try:
-        seen, done = (read_status(path)["spaces"][part] for part in ("observation", "action"))
+        seen, done = (read_json(path)["spaces"][part] for part in ("observation", "action"))
         return Spaces(ObservationSpec(seen["kind"], tuple(seen["shape"])), ActionSpec(**done))
     except (KeyError, TypeError):
         return None

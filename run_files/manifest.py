@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from utils import write_atomically
 
@@ -17,13 +18,18 @@ EVALUATED = ("evaluation.csv", "episodes.csv")
 CHUNK = 1 << 20
 
 
-def read_manifest(folder: Path) -> dict[str, str]:
-    """Return the checksums by name; {} if there is no manifest that can be read."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; {} if it is missing or not readable."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Return the checksums by name; {} if there is no manifest that can be read."""
+    return read_json(folder / MANIFEST)
 
 
 def sha256_of(path: Path) -> str:

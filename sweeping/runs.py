@@ -14,7 +14,8 @@ from environments.single import environment_id, find_spec
 from evaluation.options import parse_options
 from evaluation.policies import choose_steps
 from evaluation.tables import Evaluation, read_evaluations
-from run_files.directory import RunDirectory, find_run, read_status
+from run_files.directory import RunDirectory, find_run
+from run_files.manifest import read_json
 from sweeping.local import Job
 from sweeping.options import ONLY, Options
 from training.resume import check_resumable
@@ -58,14 +59,14 @@ class SweepRun:
 
     def saved_step(self) -> int:
         """Return the step that the run would continue from, -1 if there is none."""
-        step = read_status(self.directory.status_file).get("finished_step")
+        step = read_json(self.directory.status_file).get("finished_step")
         return step if isinstance(step, int) else -1
 
     def is_done(self, stage: str) -> bool:
         """Return whether nothing of a stage is left to do."""
         if stage == EVALUATE:
             return self.is_evaluated()
-        finished = read_status(self.directory.status_file).get("status") == "finished"
+        finished = read_json(self.directory.status_file).get("status") == "finished"
         return finished and self.saved_step() >= self.config.JointTrainAgent.SampleMaxSteps
 
     def evaluations(self) -> list[Evaluation]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from configuration.loading import config_to_yaml, differences, load_saved_config
 from configuration.schema import Config, schema
-from run_files.directory import RunDirectory, read_status
+from run_files.directory import RunDirectory
+from run_files.manifest import read_json
 from run_files.states import SavedState, StateStore
 from run_files.weights import list_checkpoints
 from training.run import TrainingRun
@@ -63,7 +64,7 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     if reached and not saved.state.get("evaluation_due"):
         if not directory.is_closed():  # it died between its last state and saying so
             finished = {"status": "finished", "finished_step": saved.step}
-            directory.write_status(read_status(directory.status_file) | finished)
+            directory.write_status(read_json(directory.status_file) | finished)
         return None
     kind = VideoRun if config.Task == "VideoPrediction" else TrainingRun
     run = kind(config, directory, store, saved)

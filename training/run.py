@@ -28,8 +28,9 @@ from evaluation.episodes import Stopped, evaluate, summarise
 from evaluation.open_loop import imagination_video
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
-from run_files.directory import RunDirectory, read_status
+from run_files.directory import RunDirectory
 from run_files.loggers import RunLogger, find_logger
+from run_files.manifest import read_json
 from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
@@ -100,7 +101,7 @@ class TrainingRun:
         self.streams.seed_default()
         self._open_data(device)
         facts = machine_facts(device)
-        earlier = {} if saved is None else read_status(directory.status_file)
+        earlier = {} if saved is None else read_json(directory.status_file)
         self._facts = joined_facts(earlier, facts)
         self.notes += moves(earlier, facts)
         spaces = self.environment.spaces

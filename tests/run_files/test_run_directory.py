@@ -20,8 +20,9 @@ import torch
 from configuration.loading import config_to_yaml, load_saved_config
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.directory import RunDirectory, find_run, read_spaces, read_status
+from run_files.directory import RunDirectory, find_run, read_spaces
 from run_files.loggers import RunLogger
+from run_files.manifest import read_json
 from run_files.provenance import joined_facts, machine_facts, moves
 from utils import UserError
 
@@ -172,12 +173,12 @@ class TestFiles:
 
     def test_status(self, tmp_path: Path) -> None:
         directory = RunDirectory("Boxing", tmp_path)
-        assert read_status(directory.status_file) == {} and read_spaces(directory.status_file) is None
+        assert read_json(directory.status_file) == {} and read_spaces(directory.status_file) is None
         spaces = Spaces(ObservationSpec("image", (64, 64, 3)), ActionSpec("discrete", 18))
         facts = machine_facts(torch.device("cpu"))
         started = "2025-01-01T00:00:00+00:00"
         directory.write_status({"status": "running", "started": started, "spaces": asdict(spaces)} | facts)
-        read = read_status(directory.status_file)
+        read = read_json(directory.status_file)
         assert (read["status"], read["started"]) == ("running", started)
         assert read["device"] == "cpu" and read["hardware"]
         assert torch.__version__.startswith(read["versions"]["torch"])

@@ -17,7 +17,7 @@ import pytest
 from sweep_support import CATCH, REPOSITORY, WANTED, wait_for
 
 import sweep
-from run_files.directory import read_status
+from run_files.manifest import read_json
 from sweeping.options import parse_options
 from sweeping.runs import SweepRun, plan_runs
 
@@ -116,13 +116,13 @@ def test_a_grid_survives_the_death_of_processes(
     runs = plan_runs(parse_options(words))
     process = start_sweep(*words, address)
     wait_for(lambda: runs[0].saved_step() >= 220, seconds=600)
-    before = read_status(runs[0].directory.status_file)
+    before = read_json(runs[0].directory.status_file)
     os.kill(trainer_of(runs[0]), signal.SIGKILL)
     code, said = finish(process)
     assert code == 0 and "2 runs: 2 trained" in said, said
     assert all(run.is_done("train") and steps_are_those_of_one_run(run) for run in runs)
     assert f"{runs[0].name}: training, attempt 2 (killed by SIGKILL)" in said
-    assert read_status(runs[0].directory.status_file)["started"] == before["started"]
+    assert read_json(runs[0].directory.status_file)["started"] == before["started"]
     resumed_at = int(
         runs[0].log("train").read_text().split(f"continuing {runs[0].name} at step ")[1].split()[0]
     )
@@ -173,7 +173,7 @@ def test_a_stopped_sweep_leaves_saved_runs_that_the_same_command_continues(
     code, said = finish(process)
     wait_for(lambda: not Path(f"/proc/{trainer}").exists())
     if (where, number) != ("cluster", signal.SIGKILL):  # Ray kills what a dead sweep leaves
-        assert read_status(runs[0].directory.status_file)["status"] == "stopped"
+        assert read_json(runs[0].directory.status_file)["status"] == "stopped"
     assert not runs[1].directory.outputs.exists()
     if number != signal.SIGKILL:
         assert code == 75 and "2 stopped" in said and "the same command continues" in said
