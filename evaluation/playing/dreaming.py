@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compute.random_streams import RandomStreams
 from configuration.schema import JointTrainAgent
+from configuration.spaces import ActionSpec, ObservationSpec
 from evaluation.policies import EvaluationPolicy
 from sub_models.functions_losses import symexp
 from sub_models.image import PIXEL_MAX
@@ -166,10 +167,11 @@ def dream(
         ValueError: shapes or numbers that do not fit.
     """
     spaces, device = policy.world_model.spaces, policy.streams.device
-    seen = torch.as_tensor(np.asarray(observation, spaces.observation.dtype)).to(device)
-    given = torch.as_tensor(np.asarray(actions, spaces.action.dtype)).to(device)
-    if seen.shape[1:] != spaces.observation.shape or given.shape[1:] != spaces.action.shape:
-        raise ValueError(f"observation {tuple(seen.shape)} or actions {tuple(given.shape)}: not the policy's")
+    seen = torch.from_numpy(_cast("observation", observation, spaces.observation)).to(device)
+    given = torch.from_numpy(_cast("actions", actions, spaces.action)).to(device)
+    low, high = (0, spaces.action.size - 1) if spaces.action.kind == "discrete" else (-1, 1)
+    if not ((given >= low) & (given <= high)).all():
+        raise ValueError(f"actions: must lie between {low} and {high}")
     if not (1 <= len(seen) <= len(given) <= len(seen) + horizon and horizon >= 1):
         raise ValueError(
             f"{len(given)} actions do not fit {len(seen)} observations and a horizon of {horizon}"
@@ -191,6 +193,19 @@ def dream(
         action = given[step] if step < len(given) else choose(policy, one)
         steps.append((picture, action.cpu().numpy(), *one.step(action), float(value)))
     return Dreamed(*(np.array(column) for column in zip(*steps, strict=True)))
+
+
+def _cast(name: str, array: np.ndarray, spec: ObservationSpec | ActionSpec) -> np.ndarray:
+    """Return an array (T, ...) in the spec's dtype; raise ValueError for one of another kind or shape."""
+    array = np.asarray(array)
+    if (
+        array.ndim == 0
+        or array.shape[1:] != spec.shape
+        or not np.can_cast(array.dtype, spec.dtype, "same_kind")
+    ):
+        wanted = ", ".join(map(str, ("T", *spec.shape)))
+        raise ValueError(f"{name}: {spec.dtype} ({wanted}) wanted, found {array.dtype} {array.shape}")
+    return array.astype(spec.dtype)
 
 
 @torch.no_grad()

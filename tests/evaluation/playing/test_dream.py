@@ -118,11 +118,16 @@ def test_dream_takes_no_noise_and_says_what_does_not_fit() -> None:
     assert results[0].reward.shape == results[0].termination.shape == results[0].value.shape == (5,)
     assert (results[2].action == actions[4:9]).all()
     assert len(dream(policy, np.repeat(seen, 20, 0), np.repeat(actions[:4], 20), 40).reward) == 40
-    for wrong in (
-        (seen, actions[:3], 5),
-        (seen, actions, 5),
-        (seen, actions[:4], 0),
-        (seen[:, :8], actions[:4], 5),
+    assert len(dream(policy, list(seen), actions[:4].astype(np.int32).tolist(), 2).reward) == 2
+    for wrong, word in (
+        ((seen, actions[:3], 5), "3 actions do not fit 4 observations"),
+        ((seen, actions, 5), "10 actions do not fit"),
+        ((seen, actions[:4], 0), "a horizon of 0"),
+        ((seen[:, :8], actions[:4], 5), r"uint8 \(T, 16, 16, 3\) wanted, found uint8 \(4, 8, 16, 3\)"),
+        ((seen / 255, actions[:4], 5), "found float64"),
+        ((seen, actions[:4] / 1, 5), "actions: int64 .* found float64"),
+        ((seen, actions[:4] + 3, 5), "between 0 and 2"),
+        ((seen, 1, 5), "actions"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=word):
             dream(policy, *wrong)
