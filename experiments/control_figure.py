@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.figures import DOTS_PER_INCH, running_mean
-from utils import write_atomically
+from experiments.figures import running_mean, save
 
 COLOURS = {"STORM-control": "#0072B2", "GITSTORM-control": "#D55E00"}  # Okabe and Ito (2008)
 VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other settings
@@ -37,7 +36,7 @@ def draw(records: Sequence[Path], published: Path, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2 * columns, frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+    save(figure, path)
 
 
 def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> None:
@@ -65,4 +64,3 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:
         axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -27,6 +27,13 @@ HEALTH = {  # tag → title of its panel
 AVERAGED = 5  # logged updates averaged in them
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, its panels without frames above and to the right."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
     """Write the figure of a result, as the experiment writes it in JSON."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -36,9 +43,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     draw_curves(curves, record, colours)
     draw_evaluations(final, record, colours)
     for axes in (curves, final):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+    save(figure, path)
 
 
 def draw_health(record: dict[str, Any], path: Path) -> None:
@@ -50,13 +56,12 @@ def draw_health(record: dict[str, Any], path: Path) -> None:
             steps, values = running_mean(curves["step"], curves[tag], AVERAGED)
             axes.plot(steps, values, color=colour, label=preset)
         axes.set_title(title, fontsize="medium")
-        axes.spines[["top", "right"]].set_visible(False)
     panels = figure.axes
     panels[0].set_yscale("log")
     panels[0].legend(frameon=False)
     for axes in panels[-3:]:
         axes.set_xlabel("environment steps")
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+    save(figure, path)
 
 
 def running_mean(

@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils import write_atomically
+from experiments.figures import save
 
 SAMPLES = 8  # frames shown of each prior
 GAP = 2  # pixels between them
 LONGEST_BAR = 1.6  # leaves room for the text beside a bar of 1
 GOOD, BAD, OTHER = "#009E73", "#D55E00", "#9AA3AD"  # Okabe and Ito (2008)
-DOTS_PER_INCH = 160
 
 
 def draw(record: dict[str, Any], frames: dict[str, np.ndarray], path: Path) -> None:
@@ -36,7 +35,7 @@ def draw(record: dict[str, Any], frames: dict[str, np.ndarray], path: Path) -> N
     figure.suptitle(
         f"Twins: imagined frames whose parts agree ({settings['latents']}×{settings['classes']} latents)"
     )
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
+    save(figure, path)
 
 
 def draw_bars(axes: Axes, priors: dict[str, dict[str, float]]) -> None:
@@ -54,7 +53,6 @@ def draw_bars(axes: Axes, priors: dict[str, dict[str, float]]) -> None:
         axes.text(shares[row], row, text, va="center")
     axes.invert_yaxis()
     axes.set(xlim=(0, LONGEST_BAR), xticks=(0, 0.5, 1), xlabel="share of consistent frames")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_samples(axes: Axes, frames: list[np.ndarray]) -> None:
@@ -80,5 +78,4 @@ def draw_curves(axes: Axes, curves: dict[str, list[dict[str, float]]]) -> None:
             color=colour,
         )
     axes.set(ylim=(0, 1), xlabel="steps, everything trained together", ylabel="share of consistent frames")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
