@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import train
+from evaluation.scoring import describe
 from evaluation.tables import best_rows
 from sweeping.local import LocalEngine
 from sweeping.options import LOCAL, Options, help_text, parse_options
@@ -43,9 +44,7 @@ def say_scores(runs: Collection[SweepRun]) -> int:
     last = {run.name: best_rows(run.evaluations())[-1] for run in runs if run.evaluations()}
     width = max(map(len, last), default=0)
     for name, row in last.items():
-        words = [f"mean return {row.mean:.1f} over {row.episodes} episodes", row.how]
-        words += [] if row.normalised is None else [f"human-normalised {row.normalised:.3f}"]
-        print(f"{name:{width}}  step {row.step}: {', '.join(filter(None, words))}", flush=True)
+        print(f"{name:{width}}  {describe(row)}", flush=True)
     return len(last)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -18,12 +17,12 @@ from configuration.schema import Config, schema
 from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
 from reporting.published import BENCHMARK_STEP
+from run_files.directory import EPISODES, EVALUATIONS, read_status
 from run_files.manifest import EVALUATED, MANIFEST, TRAINED
 from run_files.metrics import History, read_history
 from utils import UserError, nearest
 
 ARCHIVED = ".archived-"  # in the name of a run that was started over; selected only by naming it so
-EVALUATIONS = "eval_result"  # folder of the evaluation CSVs under outputs/
 SECONDS_PER_HOUR = 3600
 # What runs differ in without being another method.
 IDENTITY = {"BasicSettings.Seed", "BasicSettings.env_name", "JointTrainAgent.ModelType"}
@@ -99,7 +98,7 @@ class RunFiles:
     def of_output(name: str, outputs: Path) -> RunFiles:
         """Return the files of run `name` under `outputs`."""
         tables = outputs / EVALUATIONS
-        return RunFiles(name, outputs / name, tables / f"{name}.csv", tables / f"{name}_episodes.csv")
+        return RunFiles(name, outputs / name, tables / f"{name}.csv", tables / f"{name}{EPISODES}.csv")
 
     @staticmethod
     def of_entry(folder: Path) -> RunFiles:
@@ -152,7 +151,7 @@ def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[s
 def _known_names(outputs: Path) -> set[str]:
     trained = {path.parent.name for path in outputs.glob("*/config.yaml")}
     evaluated = {path.stem for path in (outputs / EVALUATIONS).glob("*.csv")}
-    return trained | {name for name in evaluated if name.removesuffix("_episodes") not in evaluated - {name}}
+    return trained | {name for name in evaluated if not name.endswith(EPISODES)}
 
 
 def _matches(pattern: str, outputs: Path, known: Iterable[str]) -> list[RunFiles]:
@@ -192,14 +191,14 @@ def load_run(files: RunFiles) -> Run:
 
 
 def _read_status(path: Path) -> dict[str, Any]:
-    """A run.json, {} if there is none."""
-    try:
-        status = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if all(math.isfinite(status.get(key, 0)) for key in NUMBERS):
-            return status
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is not the status of a run: {error}") from error
-    raise UserError(f"{path} is not the status of a run: {', '.join(NUMBERS)} must be finite")
+    """A run.json, {} if there is none; UserError if it is damaged."""
+    status = read_status(path)
+    numbers = [status.get(key, 0) for key in NUMBERS]
+    if (path.exists() and not status) or not all(isinstance(each, (int, float)) for each in numbers):
+        raise UserError(f"{path} is not the status of a run")
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{path} is not the status of a run: {', '.join(NUMBERS)} must be finite")
+    return status
 
 
 def _identity(name: str, config: Config | None) -> tuple[str, str, int]:

@@ -94,7 +94,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
 
 def _read(name: str, text: str) -> Any:
     try:
-        return OPTIONS[name].read("null" if (name, text) == ("gpus_per_run", "auto") else text)
+        return OPTIONS[name].read(text)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{name}={show(text)}: must be {OPTIONS[name].expected}") from error
 
