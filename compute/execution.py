@@ -195,11 +195,6 @@ class Execution:
             torch.backends.cudnn.allow_tf32 = reduced
             torch.backends.cudnn.benchmark = True  # shapes never change
 
-    @property
-    def scales_loss(self) -> bool:
-        """Whether gradients need loss scaling to survive the precision."""
-        return self.dtype == torch.float16
-
     def autocast(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with its matrix products in this run's precision.
 

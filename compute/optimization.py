@@ -42,9 +42,8 @@ class GuardedOptimizer:
         on_cuda = device.type == "cuda"
         self._settings = {"lr": learning_rate, "eps": eps, "fused": self._fused, "capturable": on_cuda}
         self.adam = torch.optim.Adam(self.parameters, **self._settings)
-        self.scaler = torch.amp.GradScaler(
-            device.type, init_scale=execution.initial_loss_scale, enabled=execution.scales_loss
-        )
+        is_scaled = execution.dtype == torch.float16  # its gradients would vanish
+        self.scaler = torch.amp.GradScaler(device.type, execution.initial_loss_scale, enabled=is_scaled)
         self.bad_streak = torch.zeros((), device=device)
         self.bad_total = torch.zeros((), device=device)
         self.gradient_norms = torch.zeros(len(self.parameters), device=device)

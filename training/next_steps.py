@@ -16,21 +16,17 @@ def next_steps(run: RunDirectory) -> str:
     python, typed_in = _typed(Path(sys.executable)), os.environ.get("PWD")
     is_elsewhere = typed_in and Path(typed_in).resolve() != Path.cwd()  # a script was called that went here
     first = {f"cd {shlex.quote(str(Path.cwd()))}": "where it was trained"} if is_elsewhere else {}
-    score = f"{python} {_typed(REPOSITORY / 'eval.py')} {shlex.quote(f'-run_name={run.name}')}"
+    who = shlex.quote(f"-run_name={run.name}")
+    score = f"{python} {_typed(REPOSITORY / 'eval.py')} {who}"
     commands = first | {
         score: "scores it",
         f"{python} -m tensorboard.main --logdir {_typed(run.tensorboard)}": "shows its curves",
-        f"{_script('play.sh')} {shlex.quote(f'-run_name={run.name}')}": "shows it and its dream",
+        f"bash {_typed(REPOSITORY / 'play.sh')} {who}": "shows it and its dream",
         f"{score} -record_video": "films its play",
     }
     width = max(map(len, commands))
     lines = [f"  {command:{width}}  # {meaning}" for command, meaning in commands.items()]
     return "\n".join([f"finished: {run.outputs}", *lines])
-
-
-def _script(name: str) -> str:
-    typed = _typed(REPOSITORY / name)
-    return typed if "/" in typed else f"./{typed}"
 
 
 def _typed(path: Path) -> str:

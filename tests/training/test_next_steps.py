@@ -20,11 +20,11 @@ def test_commands_can_be_typed_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert where == "finished: outputs/[a] b"
     commands = [shlex.split(line, comments=True) for line in lines]
     score = [str(REPOSITORY / "eval.py"), "-run_name=[a] b"]
-    assert commands[-2][0] == str(REPOSITORY / "play.sh")
+    assert commands[-2][0] == "bash"
     assert [command[1:] for command in commands[-4:]] == [
         score,
         ["-m", "tensorboard.main", "--logdir", "runs/[a] b"],
-        ["-run_name=[a] b"],
+        [str(REPOSITORY / "play.sh"), "-run_name=[a] b"],
         [*score, "-record_video"],
     ]
 
