@@ -169,6 +169,23 @@ def test_keys_are_changed_and_stay_so(page: Any) -> None:
     assert paddle(page) > before or before > 0.8
 
 
+def test_the_timeline_goes_back_and_the_dream_begins_there(page: Any) -> None:
+    latest = step_of(page)
+    page.fill("#timeline", str(latest - 3))
+    wait_until(page, lambda: step_of(page) == latest - 3)
+    assert page.inner_text("#when") == f"step {latest - 3}"
+    page.keyboard.press("d")  # who plays on does so now
+    wait_until(page, lambda: step_of(page) == latest + 1 and page.inner_text("#when") == "now")
+    page.fill("#timeline", str(latest - 3))
+    wait_until(page, lambda: step_of(page) == latest - 3)
+    page.click("#split-at")
+    wait_until(page, lambda: step_of(page) > latest + 2)
+    assert page.evaluate("document.body.dataset.mode") == "dream"
+    page.click("#pause")
+    page.click("[data-mode=game]")
+    wait_until(page, lambda: page.evaluate("document.body.dataset.mode") == "game")
+
+
 def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
     page.select_option("#plan", "4/4/1")
     page.click("#step")
