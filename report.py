@@ -22,7 +22,6 @@ from reporting.tables import write_csv
 from utils import REPOSITORY, OneLineParser, UserError, run_cli, write_atomically
 
 OUT = {"type": Path, "help": "folder to write to (default: <outputs>/report)"}
-RESULTS = {"type": Path, "default": REPOSITORY / "results", "help": "recorded and published results"}
 
 
 def new_parser(command: str, text: str) -> OneLineParser:
@@ -38,13 +37,12 @@ def report(arguments: list[str]) -> None:
     parser = new_parser("", __doc__ or "")
     parser.add_argument("runs", nargs="*", help="names, globs, comma lists, results/<model>/<game>/seed_<n>")
     parser.add_argument("--out", **OUT)
-    parser.add_argument("--results-dir", **RESULTS)
     given = parser.parse_args(arguments)
     for word in COMMANDS.keys() & set(given.runs):
         raise UserError(f"{word} must be the first word: python report.py {word} --help")
     out = given.out or given.outputs / "report"
     runs, left_out = find_runs(given.outputs, given.runs)
-    for line in build_report(runs, left_out, load_published(given.results_dir), out):
+    for line in build_report(runs, left_out, load_published(), out):
         print(line)
     print(f"\nOpen {(out / PAGE).absolute()}")
 
@@ -71,7 +69,7 @@ def record(arguments: list[str]) -> None:
     """Record runs and refresh the README of the results."""
     text = "Copy the small files of finished runs to results/<model>/<game>/seed_<n>/."
     parser = new_parser(" record", text)
-    parser.add_argument("--results-dir", **RESULTS)
+    parser.add_argument("--results-dir", type=Path, default=REPOSITORY / "results", help="recorded results")
     parser.add_argument("--partial", action="store_true", help="take runs that stopped early, marked as such")
     parser.add_argument("runs", nargs="*", help="run names; none only refreshes README.md")
     given = parser.parse_args(arguments)

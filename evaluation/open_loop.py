@@ -55,6 +55,11 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, streams: Rand
     )
 
 
+def to_pixels(pictures: Tensor) -> Tensor:
+    """Return pictures (..., C, H, W) in about [0, 1] as uint8 (..., H, W, C)."""
+    return (pictures.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(-3, -1)
+
+
 def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndarray:
     """Truth, prediction and absolute error in three rows, one column per trajectory.
 
@@ -65,8 +70,7 @@ def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndar
     Returns:
         uint8 (T, 3·H + mark, B·W, 3).
     """
-    predicted = (prediction.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(2, -1).cpu()
-    truth = truth.cpu()
+    predicted, truth = to_pixels(prediction).cpu(), truth.cpu()
     error = (predicted.int() - truth.int()).abs().to(torch.uint8)
     rows = torch.stack([truth, predicted, error])
     video = rearrange(rows, "row b t h w c -> t (row h) (b w) c").expand(-1, -1, -1, len(CONTEXT_MARK))

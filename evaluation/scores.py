@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import re
+from typing import Any
 
 from utils import REPOSITORY
 
-PUBLISHED = REPOSITORY / "results" / "published.json"
 ATARI_ID = re.compile(r"(?:[\w.]+:)?(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 
 @functools.cache
+def published_scores() -> dict[str, Any]:
+    """Return what results/published.json holds."""
+    return json.loads((REPOSITORY / "results" / "published.json").read_text(encoding="utf-8"))
+
+
 def reference_scores() -> tuple[dict[str, float], dict[str, float]]:
     """Return the scores by game of random play and of a person, as the Atari-100k literature uses them."""
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    return published["random"], published["human"]
+    return published_scores()["random"], published_scores()["human"]
 
 
 def game_of(env_name: str) -> str:

@@ -27,7 +27,7 @@ from compute.random_streams import RandomStreams
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
-from evaluation.open_loop import open_loop
+from evaluation.open_loop import open_loop, to_pixels
 from experiments.joint_prior_figure import draw
 from experiments.training import experiment_parser, write_record
 from sub_models.batch import Batch
@@ -215,20 +215,12 @@ def fit_end_to_end(world_model: WorldModel, data: Batch, settings: Settings) -> 
 # Measuring.
 
 
-def to_pixels(frames: Tensor) -> np.ndarray:
-    """Frames (N, C, H, W) in about [0, 1] as uint8 (N, H, W, C)."""
-    return (frames.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(-3, -1).numpy()
-
-
 def imagined_frames(world_model: WorldModel, data: Batch, settings: Settings) -> np.ndarray:
     """Decoded prior samples after real contexts, uint8 (N, S, S, 3)."""
     streams = RandomStreams(settings.seed + 1, CPU)
     batch = window_batch(data, settings.imagined_windows, settings.context + settings.horizon, streams)
-    return to_pixels(
-        open_loop(world_model, batch, settings.context, streams)
-        .prediction[:, settings.context :]
-        .flatten(0, 1)
-    )
+    prediction = open_loop(world_model, batch, settings.context, streams).prediction
+    return to_pixels(prediction[:, settings.context :].flatten(0, 1)).numpy()
 
 
 @torch.no_grad()
@@ -238,7 +230,7 @@ def reconstructed_frames(world_model: WorldModel, data: Batch, settings: Setting
     batch = window_batch(data, settings.imagined_windows, settings.horizon, streams)
     posterior = world_model.posterior(batch.observation.flatten(0, 1))
     index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
-    return to_pixels(world_model.decode(world_model.one_hot_latent(index)))
+    return to_pixels(world_model.decode(world_model.one_hot_latent(index))).numpy()
 
 
 def judge(frames: np.ndarray) -> dict[str, float]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.scores import human_normalised, reference_scores
-from utils import UserError
+from evaluation.scores import human_normalised, published_scores, reference_scores
 
 REFERENCE = "STORM"  # the published method that every run is set beside
 BENCHMARK_STEP = 100_000  # environment steps after which "Atari 100k" scores are compared
@@ -25,7 +22,7 @@ class Published:
     ]  # source, note, and "seeds" (game -> returns of runs) or "mean" (game -> one)
     fragments: dict[str, dict[str, Any]]  # the same of methods of which only some games are known
     printed: dict[str, dict[str, Any]]  # aggregates as their papers print them
-    not_found: tuple[str, ...]  # what was looked for and is not published
+    not_found: list[str]  # what was looked for and is not published
 
     @property
     def games(self) -> tuple[str, ...]:
@@ -48,16 +45,8 @@ def normalised(game: str, score: Any) -> Any:
     return human_normalised(f"ALE/{game}-v5", np.asarray(score, dtype=float))
 
 
-def load_published(results: Path) -> Published:
-    """Read `results`/published.json. Raise UserError if it is missing or not in its form."""
-    path = results / "published.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        parts = (content[key] for key in ("methods", "partial", "published_aggregates"))
-        published = Published(*parts, tuple(content["not_found"]))
-        published.seed_range(FREEWAY)
-    except FileNotFoundError as error:
-        raise UserError(f"no {path}: give the repository's results folder with --results-dir") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a table of published scores: {error!r}") from error
-    return published
+def load_published() -> Published:
+    """Return what results/published.json holds."""
+    content = published_scores()
+    parts = ("methods", "partial", "published_aggregates", "not_found")
+    return Published(*(content[key] for key in parts))

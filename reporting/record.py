@@ -50,7 +50,7 @@ def record_run(name: str, outputs: Path, results: Path, partial: bool = False) -
 
 def refresh_readme(results: Path) -> Path:
     """Rewrite `results`/README.md from its entries; raise UserError if one was altered."""
-    text = render_readme(find_entries(results), load_published(results), results)
+    text = render_readme(find_entries(results), load_published(), results)
     write_atomically(results / README, text)
     return results / README
 

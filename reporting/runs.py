@@ -17,8 +17,8 @@ from configuration.schema import Config, schema
 from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
 from reporting.published import BENCHMARK_STEP
-from run_files.directory import EPISODES, EVALUATIONS, read_status
-from run_files.manifest import EVALUATED, MANIFEST, TRAINED
+from run_files.directory import EPISODES, EVALUATIONS
+from run_files.manifest import EVALUATED, MANIFEST, TRAINED, read_json
 from run_files.metrics import History, read_history
 from utils import UserError, nearest
 
@@ -192,7 +192,7 @@ def load_run(files: RunFiles) -> Run:
 
 def _read_status(path: Path) -> dict[str, Any]:
     """A run.json, {} if there is none; UserError if it is damaged."""
-    status = read_status(path)
+    status = read_json(path)
     numbers = [status.get(key, 0) for key in NUMBERS]
     if (path.exists() and not status) or not all(isinstance(each, (int, float)) for each in numbers):
         raise UserError(f"{path} is not the status of a run")

@@ -14,9 +14,9 @@ from torch import Tensor
 from compute.random_streams import RandomStreams
 from configuration.schema import JointTrainAgent
 from configuration.spaces import ActionSpec, ObservationSpec
+from evaluation.open_loop import to_pixels
 from evaluation.policies import EvaluationPolicy
 from sub_models.functions_losses import symexp
-from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 
 Uniform = Callable[..., Tensor]  # shape → float32 numbers in [0, 1) on the model's device
@@ -133,7 +133,7 @@ def as_observation(world_model: WorldModel, decoded: Tensor) -> np.ndarray:
     decoded = decoded.float()
     if world_model.spaces.observation.kind == "vector":
         return symexp(decoded).cpu().numpy()
-    return (decoded.clamp(0, 1) * PIXEL_MAX).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return to_pixels(decoded).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from reporting.runs import find_runs
 from reporting.tables import aggregate_table
 from utils import UserError
 
-PUBLISHED = load_published(RESULTS)
+PUBLISHED = load_published()
 STORED = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
 WITH_RUNS = [name for name, method in PUBLISHED.methods.items() if method.get("seeds")]
 KEYS = {"mean": "mean", "median": "median", "iqm": "iqm", "optimality_gap": "og"}
