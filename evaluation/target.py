@@ -6,13 +6,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from configuration.loading import apply_overrides, differences, load_config, load_saved_config
+from configuration.loading import apply_overrides, differences, find_config, load_config, load_saved_config
 from configuration.schema import Config
 from evaluation.options import SETTINGS
 from evaluation.policies import choose_steps
 from run_files.directory import RunDirectory, find_run
 from utils import UserError
 
+SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
 UNSCORED = ("Environment.StepTimeout", "Environment.MaxFaults")  # all others may change a score
 
 
@@ -91,13 +92,29 @@ def override(config: Config, options: argparse.Namespace) -> Config:
 
 
 def check_agreement(options: argparse.Namespace, config: Config) -> None:
-    """Raise UserError if options name another environment or prior than the run's saved config."""
-    run, saved = options.run_name, config.BasicSettings.env_name
-    if options.env_name not in (None, saved):
-        raise UserError(f"-env_name={options.env_name}: run {run} was trained on {saved}")
-    if options.config_path is None:
-        return
-    asked = load_config([f"BasicSettings.config_path={options.config_path}"]).JointTrainAgent.ModelType
-    trained = config.JointTrainAgent.ModelType
-    if asked != trained:
-        raise UserError(f"-config_path={options.config_path} is of {asked}: run {run} is {trained}")
+    """Raise UserError if options say otherwise than the run's saved config.
+
+    Another file than the one the run started from is fine as long as it describes the same model.
+    """
+    saved = config.BasicSettings
+    if options.env_name not in (None, saved.env_name):
+        raise UserError(
+            f"-env_name={options.env_name}: run {options.run_name} was trained on {saved.env_name}"
+        )
+    if options.config_path is None or is_same_file(options.config_path, saved.config_path):
+        return  # of the same file: the run's overrides were laid over it
+    given = load_config([f"BasicSettings.config_path={options.config_path}"])
+    for key, asked, trained in differences(given, config):
+        if key.startswith(SHAPING):
+            raise UserError(
+                f"-config_path={options.config_path} has {key}={asked}: run {options.run_name} was trained "
+                f"with {trained}, from {saved.config_path}; leave -config_path out"
+            )
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Return whether two values of BasicSettings.config_path name one file that is there."""
+    try:
+        return find_config(one).samefile(find_config(other))
+    except UserError:
+        return False
