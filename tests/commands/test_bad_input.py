@@ -380,7 +380,6 @@ def test_a_broken_trajectory_is_named(tmp_path: Path, content: bytes | None, wor
         (["-run_name=good", "-ckpt_dir=nowhere"], ["nowhere"]),
         (["-run_name=good", "-ckpt_dir=outputs"], ["no checkpoints"]),
         (["-run_name=good", "-config_path=none.yaml"], ["none.yaml"]),
-        (["-run_name=good", "-config_path=GITSTORM"], ["-config_path=GITSTORM is of GITSTORM", "is STORM"]),
         (["-run_name=good", "-env_name=ALE/Pong-v5"], ["ALE/Pong-v5"]),
         (["-run_name=good", "-what=1"], ["-what"]),
         (["-run_name=good", "-num_episode=3"], ["-num_episode=3", "did you mean '-num_episodes'"]),
