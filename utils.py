@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent
 DEVICE_PATTERN = r"auto|cuda(:\d{1,3})?|mps|cpu"
+SMI_TIMEOUT_S = 20  # of nvidia-smi
 NVIDIA_FIX = (
     "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "
     "or choose the CPU with BasicSettings.device=cpu"
@@ -137,7 +139,13 @@ def load_class(text: str) -> type:
 
 def nvidia_card_present() -> bool:
     """Whether this machine shows an NVIDIA card, whatever PyTorch can do with it."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and Path("/proc/driver/nvidia/version").exists()
+    if any(Path("/dev").glob("nvidia[0-9]*")) and Path("/proc/driver/nvidia/version").exists():
+        return True
+    try:  # Windows' Linux shows its card in no other way
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SMI_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
 
 
 def resolve_device(text: str) -> torch.device:
