@@ -35,7 +35,9 @@ def draw(records: Sequence[Path], published: Path, path: Path) -> None:
         axes.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2 * columns, frameon=False)
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=round(1.5 * columns), frameon=False
+    )
     save(figure, path)
 
 
@@ -59,7 +61,7 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         at, values = running_mean(at, values, AVERAGED)
         axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
     axes.set_title(record["task"], fontsize="medium")
-    axes.set_xlabel("simulator steps")
+    axes.set(xlabel="simulator steps", ylabel="training return")
     axes.set_xlim(0, end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:
