@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     options = parse_options(arguments)
     target = read_target(options)
     windows = target.config.Evaluation.PredictionWindows * target.config.JointTrainAgent.BatchLength
-    for line in use_threads(target.config, windows if options.world_model else target.num_envs):
-        print(line, file=sys.stderr)
     with memory_errors(), named_as_options():
+        for line in use_threads(target.config, windows if options.world_model else target.num_envs):
+            print(line, file=sys.stderr)
         if options.world_model:
             report_world_model(target)
         else:

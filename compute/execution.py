@@ -7,6 +7,7 @@ not depend on speed settings beyond rounding.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -57,6 +58,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """Return a function's name, for a log: a method's own text shows the whole module that it belongs to."""
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
 class CompiledFunction:
     """A function through torch.compile, or eagerly, with the reason logged, if that fails."""
 
@@ -79,7 +85,9 @@ class CompiledFunction:
             torch._dynamo.exc.FailOnRecompileLimitHit,
         ) as error:
             self.fallback_reason = str(error).strip().splitlines()[0]
-            log.warning("cannot compile %s, running it eagerly: %s", self.function, self.fallback_reason)
+            log.warning(
+                "cannot compile %s, running it eagerly: %s", name_of(self.function), self.fallback_reason
+            )
             return self.function(*arguments)
 
 
@@ -154,7 +162,7 @@ class GraphedFunction:
             self.failures.append(str(cause).strip().splitlines()[0])
             log.warning(
                 "no CUDA graph for %s, running it eagerly, and so all others: %s",
-                self.function,
+                name_of(self.function),
                 self.failures[-1],
             )
             return False
@@ -203,6 +211,7 @@ class Execution:
         if self.dtype == torch.float32:
             return function
 
+        @functools.wraps(function)
         def with_precision(*arguments: Any) -> Any:
             with torch.autocast(self.device.type, self.dtype):
                 return function(*arguments)

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 START_SECONDS = 120.0  # until a worker must have made or reset its environment, or told its state
 END_SECONDS = 5.0  # that an idle worker gets to end by itself
 GRACE_SECONDS = 1.0  # that a busy one gets, once its socket has closed
-IGNORED_SIGNALS = tuple(
-    getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU")
-)
+STOPS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM", "VTALRM", "PROF", "IO", "PWR")
+IGNORED_SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in STOPS if hasattr(signal, f"SIG{name}"))
 
 Build = Callable[[], "SingleEnvironment"]
 
@@ -51,6 +50,11 @@ def describe(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{os.path.basename(place.filename)}:{place.lineno}"
     return f"{type(error).__name__}: {error} ({where})"
+
+
+def leaves_at_once() -> bool:
+    """Whether Ctrl-C raises KeyboardInterrupt now; where it does not, an environment has raised its own."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class LocalMember:
@@ -72,13 +76,15 @@ class LocalMember:
                 self._environment = arguments[0]()
                 return True, self._environment.spaces
             return True, getattr(self._environment, method)(*arguments)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and leaves_at_once():
+                raise
             return False, describe(error)
 
     def close(self) -> None:
         """Close the environment; one that has failed may fail again."""
         if self._environment is not None:
-            with contextlib.suppress(Exception, SystemExit):
+            with contextlib.suppress(BaseException):
                 self._environment.close()
 
     def end(self, kill: bool) -> None:

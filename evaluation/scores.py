@@ -9,7 +9,7 @@ from typing import Any
 
 from utils import REPOSITORY
 
-ATARI_ID = re.compile(r"(?:[\w.]+:)?(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
+ATARI_ID = re.compile(r"(?:[\w.]+:)?(ALE/)?(\w+?)(NoFrameskip|Deterministic)?-v\d+")
 
 
 @functools.cache
@@ -24,12 +24,14 @@ def reference_scores() -> tuple[dict[str, float], dict[str, float]]:
 
 
 def game_of(env_name: str) -> str:
-    """Return what a Gymnasium id names, without module and version: "Boxing" of "ale_py:ALE/Boxing-v5".
+    """Return which game a Gymnasium id names: "Boxing" of "ale_py:ALE/Boxing-v5".
 
-    Namespaces other than Atari's stay: "other/Boxing" of "other/Boxing-v0".
+    Other environments are told by their ids, "CartPole-v1": versions of one name differ as games do.
     """
     atari = ATARI_ID.fullmatch(env_name)
-    return atari[1] if atari else re.sub(r"^[\w.]+:|-v\d+$", "", env_name)
+    if atari and (atari[1] or atari[3] or atari[2] in reference_scores()[1]):
+        return atari[2]
+    return re.sub(r"^[\w.]+:", "", env_name)
 
 
 def human_normalised(env_name: str, score: float) -> float | None:

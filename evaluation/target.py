@@ -42,7 +42,8 @@ class Target:
 def read_target(options: argparse.Namespace) -> Target:
     """Check what the options name before anything is loaded; raise UserError for what cannot be."""
     path = Path(options.run_name).expanduser()
-    where = (path.name, path.parent.parent) if path.parent.name == "outputs" else (options.run_name,)
+    beside = path.parent.name in ("outputs", "runs")  # as completed by a shell
+    where = (path.name, path.parent.parent) if beside else (options.run_name.rstrip("/"),)
     run = RunDirectory(*where) if options.ckpt_dir is not None else find_run(*where)
     checkpoints = options.ckpt_dir or run.checkpoints
     if not checkpoints.is_dir():

@@ -36,10 +36,13 @@ class Comparison:
 
 
 def without_duplicates(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Return `runs` with one run per method, game and seed, in this order, and which were left out."""
+    """Return `runs` with one run per method, game and seed, in this order, and which were left out.
+
+    Of several the one with an evaluation counts, then the one that came further, then the first.
+    """
     kept: dict[tuple[str, str, int], Run] = {}
     remarks = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (run.scored is None, -run.last_step)):
         first = kept.setdefault((run.label, run.game, run.seed), run)
         if first is not run:
             remarks.append(f"{run.name} ({run.folder}): same method, game and seed as {first.folder}")

@@ -42,7 +42,18 @@ def build_report(runs: Sequence[Run], left_out: Sequence[str], published: Publis
         tables.write_csv(out / TABLES, table.name, table.frame)
     for form, name in (("md", "report.md"), ("html", PAGE)):
         write_atomically(out / name, render(form, vars(parts), out))
-    return parts.summary
+    return [*parts.summary, *parts.left_out]
+
+
+def file_names(texts: Sequence[str]) -> dict[str, str]:
+    """Return a file's name, without its ending, for each text; no two share one on any system."""
+    names: dict[str, str] = {}
+    for text in texts:
+        name = as_file_name(text)
+        while name.lower() in {other.lower() for other in names.values()}:
+            name += "_"
+        names[text] = name
+    return names
 
 
 def _clear(out: Path) -> None:
@@ -93,11 +104,12 @@ class Parts:
         self.comparisons = grid.comparisons(self.scores, published) if self.is_atari else []
         for comparison in self.comparisons:
             self._add_averages(comparison)
-        self.curves = {game: f"curves/{as_file_name(game)}" for game in games}
+        self.curves = {game: f"curves/{name}" for game, name in file_names(games).items()}
         self.missing["curves"] = [line for game in games for line in self._add_learning_curves(game)]
         self._add_efficiency()
         self.videos = newest_videos(runs)
-        self.limits = [*grid.remarks(runs, published), *(f"left out: {line}" for line in left_out)]
+        self.left_out = [f"left out: {line}" for line in left_out]
+        self.limits = [*grid.remarks(runs, published), *self.left_out]
 
     def _add_averages(self, comparison: grid.Comparison) -> None:
         suffix = comparison.suffix

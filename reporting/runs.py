@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,11 @@ class Run:
     def normalised(self, score: float) -> float | None:
         """Return the human-normalised score of a return; None if it did not play one of the 26 games."""
         return human_normalised(self.env_name, score)
+
+    @property
+    def last_step(self) -> int:
+        """How far it came: to its last evaluation, or what it logged last."""
+        return max([self.history.last_step, *(each.step for each in self.evaluations)])
 
     @property
     def scored(self) -> Evaluation | None:
@@ -155,6 +161,7 @@ def _known_names(outputs: Path) -> set[str]:
 
 
 def _matches(pattern: str, outputs: Path, known: Iterable[str]) -> list[RunFiles]:
+    pattern = os.path.expanduser(pattern)
     path = Path(pattern)
     if path.name == pattern.rstrip("/") or path.parent.absolute() == outputs.absolute():
         found = [path.name] if path.name in known else fnmatch.filter(known, path.name)

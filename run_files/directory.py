@@ -39,8 +39,11 @@ class RunDirectory:
         check_run_name(name)
         if name in RESERVED:
             raise UserError(f"run name {name!r}: outputs/{name} holds {RESERVED[name]}; choose another name")
-        if name.endswith(EPISODES):
-            raise UserError(f"run name {name!r}: tables of episodes are named so; choose another name")
+        for ending in (EPISODES, ".csv"):
+            if name.lower().endswith(ending):
+                raise UserError(
+                    f"run name {name!r}: {ending} ends the names of evaluation tables; choose another"
+                )
         self.name = name
         self.root = Path(root)
         self.outputs = self.root / "outputs" / name

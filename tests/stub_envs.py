@@ -32,6 +32,10 @@ class Stub(gymnasium.Env):
             os._exit(3)
         if trouble == "exits":
             sys.exit(0)
+        if trouble == "interrupts":
+            raise KeyboardInterrupt
+        if trouble == "leaves":
+            raise GeneratorExit
         if trouble == "hangs":
             time.sleep(1_000)
         if trouble == "raises":
@@ -136,7 +140,20 @@ gymnasium.register("StubSteady-v0", entry_point=Steady)
 gymnasium.register("StubStumbling-v0", entry_point=Stumbling)
 gymnasium.register("StubSlow-v0", entry_point=Slow)
 
-TROUBLES = ("dies", "exits", "hangs", "raises", "NaN", "huge", "text", "shape", "dtype", "torch")
+TROUBLES = (
+    "dies",
+    "exits",
+    "interrupts",
+    "leaves",
+    "hangs",
+    "raises",
+    "NaN",
+    "huge",
+    "text",
+    "shape",
+    "dtype",
+    "torch",
+)
 for _trouble in ("", *TROUBLES, "start dies", "start hangs", "start raises"):
     _id = f"Stub{_trouble.title().replace(' ', '')}-v0"
     gymnasium.register(_id, entry_point=Stub, kwargs={"trouble": _trouble})

@@ -63,6 +63,7 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         if number == signal.SIGHUP:

@@ -31,6 +31,7 @@ def test_one_call_measures_phases_and_the_whole_loop(tmp_path: Path, capsys: pyt
     assert figures["env_steps_per_s"] > 0 and figures["precision"] == "float32"
     printed = capsys.readouterr().out
     assert all(name in printed for name in PHASES) and "whole loop" in printed
+    assert "of copy" not in printed  # a share that said nothing to a reader, or more than all
     assert (tmp_path / "trace.json").stat().st_size and "aten::" in (tmp_path / "kernels.txt").read_text()
 
 

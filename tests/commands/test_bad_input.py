@@ -104,11 +104,22 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     assert not (good / "outputs" / "new").exists() and not (good / "runs" / "new").exists()
 
 
-def test_a_card_that_is_not_there(good: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_card_that_is_not_there(good: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    assert_refused(train(good, "new", "BasicSettings.device=cuda"), "CUDA")
-    assert_refused(evaluate(good, "-run_name=good", "-device=cuda"), "CUDA")
+    monkeypatch.setattr(
+        torch, "get_num_threads", lambda: threads
+    )  # with several, their number is chosen first
+    config = (good / "outputs" / "good" / "config.yaml").read_text()
+    automatic = config.replace("NumThreads: 1", "NumThreads: 0")
+    (good / "outputs" / "good" / "config.yaml").write_text(automatic)
+    for option in ("BasicSettings.NumThreads=0", "BasicSettings.NumThreads=1"):
+        assert_refused(train(good, "new", "BasicSettings.device=cuda:9", option), "device=cuda:9", "CUDA")
+    for options in ([], ["-world_model"]):
+        result = evaluate(good, "-run_name=good", "-device=cuda:9", *options)
+        assert_refused(result, "-device=cuda:9", "CUDA")
+    (good / "outputs" / "good" / "config.yaml").write_text(config)
 
 
 def test_more_than_the_memory_holds_is_said_when_it_is_asked_for(good: Path) -> None:

@@ -355,8 +355,9 @@ def test_no_evaluation_replaces_another(runs: Path) -> None:
     assert len(table(runs, "storm_episodes")) == 1 + 4
 
 
-def test_settings_that_change_a_score_stand_in_its_row(runs: Path) -> None:
-    options = ["-run_name=outputs/git/", "-checkpoints=50", "-num_episodes=1", "-num_threads=1"]
+@pytest.mark.parametrize("folder", ["outputs/git/", "runs/git", "git/"])
+def test_settings_that_change_a_score_stand_in_its_row(runs: Path, folder: str) -> None:
+    options = [f"-run_name={folder}", "-checkpoints=50", "-num_episodes=1", "-num_threads=1"]
     settings = ["Environment.StickyActions=0", "Environment.MaxFaults=9", "Evaluation.VideoWindows=1"]
     result = evaluate(runs, *options, *settings)
     assert result.code == 0 and "with Environment.StickyActions=0.0" in result.out, result.error

@@ -14,7 +14,7 @@ import torch
 from tests_support import image_spaces
 
 from compute import execution
-from compute.execution import CompiledFunction, Execution, GraphedFunction, choose_precision, cpu_has_bfloat16
+from compute.execution import Execution, GraphedFunction, choose_precision, cpu_has_bfloat16
 from configuration.loading import load_config
 from configuration.schema import BasicSettings
 from sub_models.batch import Rollout
@@ -164,13 +164,21 @@ def test_autocast_covers_the_call_and_nothing_after() -> None:
 def test_a_function_that_cannot_be_compiled_runs_eagerly_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def breaks(x: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.graph_break()
-        return x + 1
+    class Breaks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(20))
 
-    compiled = CompiledFunction(breaks)
+        def plus_one(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return x + 1
+
+    run = Execution(BasicSettings(Precision="bfloat16", Compile="always"), torch.device("cpu"))
+    compiled = run.compile(run.autocast(Breaks().plus_one))
     assert compiled(torch.zeros(1)).item() == 1
     assert compiled.fallback_reason and compiled.fallback_reason in caplog.text
+    (said,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert "Breaks.plus_one" in said and len(said.splitlines()) == 1
     assert compiled(torch.ones(1)).item() == 2
 
 

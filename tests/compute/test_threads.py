@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,27 @@ def test_a_given_number_rules_and_a_resumed_run_keeps_its_own() -> None:
     assert use_threads(config, 8, recorded=4) == [] and torch.get_num_threads() == 2
     config.BasicSettings.NumThreads = 0
     assert use_threads(config, 8, recorded=4) == [] and torch.get_num_threads() == 4
+
+
+@pytest.mark.slow
+def test_two_runs_side_by_side_do_not_hold_each_other_up(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py"), "BasicSettings.config_path=STORM-tiny", CPU]
+    command += [
+        "BasicSettings.env_name=Diagnostic/Catch-v0",
+        "JointTrainAgent.SampleMaxSteps=700",
+        "BasicSettings.silent=true",
+    ]
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    def seconds(*seeds: int) -> float:
+        start = time.monotonic()
+        more = [[f"BasicSettings.Seed={seed}"] for seed in seeds]
+        runs = [subprocess.Popen([*command, *each], cwd=tmp_path, env=variables) for each in more]
+        assert [run.wait() for run in runs] == [0] * len(runs)
+        return time.monotonic() - start
+
+    alone = seconds(0)
+    assert seconds(1, 2) < 3 * alone  # each has a core of its own, or half of one
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "benchmark"])

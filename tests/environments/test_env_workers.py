@@ -119,13 +119,31 @@ def test_a_fault_while_saving_is_saved_and_reported_by_the_next_step(make: Make)
         assert (step(each).episode_length == 1).all()
 
 
-def test_an_environment_that_ends_the_process_is_a_fault(make: Make) -> None:
-    for num_envs in (1, 2):
-        environment = make("exits", num_envs, seed=2 - num_envs)
-        environment.reset()
-        with pytest.raises(EnvironmentFault, match="SystemExit: 0"):
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [("exits", "SystemExit: 0"), ("interrupts", "KeyboardInterrupt"), ("leaves", "GeneratorExit")],
+)
+def test_an_environment_that_ends_the_process_is_a_fault(
+    make: Make, trouble: str, error: str, num_envs: int
+) -> None:
+    environment = make(trouble, num_envs, seed=2 - num_envs)
+    environment.reset()
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # as in training
+    try:
+        with pytest.raises(EnvironmentFault, match=error):
             for _ in range(TROUBLE_AT):
                 step(environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_key_that_leaves_at_once_is_no_fault(make: Make) -> None:
+    environment = make("interrupts", 1, seed=1)
+    environment.reset()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(TROUBLE_AT):
+            step(environment)
 
 
 @pytest.mark.parametrize(

@@ -149,17 +149,17 @@ def test_game_config_and_seed_are_the_runs_own_not_read_from_its_name(tmp_path: 
     runs, _ = find_runs(tmp_path / "outputs", [])
     assert [(run.game, run.label, run.seed) for run in runs] == [
         ("Boxing", "STORM-ReleaseQuirks", 3),
-        ("Diagnostic/Catch", "STORM", 0),
+        ("Diagnostic/Catch-v0", "STORM", 0),
         ("Pong", "STORM", 1),
-        ("MyDot", "STORM-tiny", 0),
+        ("MyDot-v0", "STORM-tiny", 0),
     ]
     assert runs[0].deviations == ["BasicSettings.ReleaseQuirks=True"] and runs[1].deviations == []
     assert [run.is_atari for run in runs] == [True, False, True, False]
     folder = make_report(tmp_path)
     drawn = {path.name for path in (folder / "figures" / "curves").glob("*.svg")}
-    assert drawn == {"Boxing.svg", "Diagnostic_Catch.svg", "Pong.svg", "MyDot.svg"}
+    assert drawn == {"Boxing.svg", "Diagnostic_Catch-v0.svg", "Pong.svg", "MyDot-v0.svg"}
     rows = {row["game"]: row for row in rows_of(folder / "tables" / "per_game.csv")}
-    assert rows["MyDot"]["human_normalised"] == "" and float(rows["Boxing"]["human_normalised"]) > 1
+    assert rows["MyDot-v0"]["human_normalised"] == "" and float(rows["Boxing"]["human_normalised"]) > 1
 
 
 def test_runs_of_one_config_with_other_settings_are_another_method(tmp_path: Path) -> None:
@@ -177,7 +177,9 @@ def test_runs_of_one_config_with_other_settings_are_another_method(tmp_path: Pat
     assert labels == {("STORM", "Boxing"), ("STORM", "Pong"), ("STORM Lambda=0.9", "Boxing")}
 
 
-def test_names_that_are_patterns_and_archived_runs_are_found_by_their_names(tmp_path: Path) -> None:
+def test_names_that_are_patterns_and_archived_runs_are_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outputs = tmp_path / "outputs"
     for seed, name in enumerate(["[a]", "a", "b,c", "a.archived-1"]):
         (outputs / write_run(tmp_path, FakeRun(seed=seed, evaluated=()))).rename(outputs / name)
@@ -187,6 +189,8 @@ def test_names_that_are_patterns_and_archived_runs_are_found_by_their_names(tmp_
 
     assert found("[a]") == ["[a]"] and found("b,c") == ["b,c"] and found("a,[a]") == ["[a]", "a"]
     assert found("?") == ["a"] and found(f"{outputs}/a") == ["a"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found("~/outputs/a") == found("~/outputs/?") == ["a"]
     assert found() == ["[a]", "a", "b,c"] and found("*.archived-*") == ["a.archived-1"]
 
 
@@ -222,6 +226,33 @@ def test_the_fair_sampled_largest_evaluation_counts_and_says_its_episodes(tmp_pa
             file.write(f"100000,{mean},1,,{episodes},0,{how},1,\n")
     (row,) = rows_of(make_report(tmp_path) / "tables" / "per_game.csv")
     assert (float(row["mean_return"]), row["episodes"]) == (60.0, "20")
+
+
+def test_of_two_runs_of_one_seed_the_evaluated_one_counts_and_the_other_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = tmp_path / "outputs"
+    for name, steps in (("a", ()), ("b", (50_000, 100_000)), ("c", (50_000,))):
+        written = write_run(tmp_path, FakeRun(evaluated=steps))
+        for path in (outputs / written, *(outputs / "eval_result").glob(f"{written}*")):
+            path.rename(path.with_name(path.name.replace(written, name)))
+    report.main(["--outputs", str(outputs)])
+    said = capsys.readouterr().out
+    for name in ("a", "c"):
+        assert f"left out: {name} ({outputs / name}): same method, game and seed as {outputs / 'b'}" in said
+    (row,) = rows_of(outputs / "report" / "tables" / "per_game.csv")
+    assert row["mean_return"] != ""
+
+
+def test_environments_and_their_figures_are_told_apart(tmp_path: Path) -> None:
+    ids = ["ns/Same-v0", "ns_Same-v0", "ns/Same-v1", "NS/Same-v0"]
+    for seed, env_name in enumerate(ids):
+        name = write_run(tmp_path, FakeRun(seed=seed))
+        path = tmp_path / "outputs" / name / "config.yaml"
+        path.write_text(path.read_text().replace("ALE/Boxing-v5", env_name))
+    folder = make_report(tmp_path)
+    assert {row["game"] for row in rows_of(folder / "tables" / "per_game.csv")} == set(ids)
+    assert len({path.name.lower() for path in (folder / "figures" / "curves").glob("*.svg")}) == len(ids)
 
 
 BROKEN = {

@@ -63,6 +63,8 @@ class TestNames:
             ".x",
             "eval_result",
             "pong_episodes",
+            "pong.csv",
+            "pong.CSV",
         ],
     )
     def test_names_that_would_escape(self, tmp_path: Path, name: str) -> None:

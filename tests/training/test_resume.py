@@ -45,6 +45,10 @@ class Killed(BaseException):
     """Stands for the death of the process: nothing handles it."""
 
 
+def die() -> None:
+    raise Killed
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
     """Do something once, in the loop, when a run has come to `step`."""
     original, done = TrainingRun.record, []
@@ -230,7 +234,21 @@ def test_a_signal_saves_and_says_not_finished(whole: Path, tmp_path: Path, numbe
     assert differences(whole, tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["HUP", "USR1", "USR2", "XCPU"])
+ENDING = {
+    "HUP",
+    "QUIT",
+    "USR1",
+    "USR2",
+    "XCPU",
+    "ALRM",
+    "VTALRM",
+    "PROF",
+    "IO",
+    "PWR",
+}  # a process by default
+
+
+@pytest.mark.parametrize("name", sorted(ENDING & {number.name[3:] for number in signal.Signals}))
 def test_a_queue_may_ask_by_any_signal(name: str) -> None:
     number = getattr(signal, f"SIG{name}")
     with in_folder(Path()):  # puts the handlers back
@@ -289,12 +307,17 @@ def test_a_second_interrupt_leaves_at_once(whole: Path, tmp_path: Path) -> None:
 # --- what can be lost, and what can be changed
 
 
+def test_by_default_five_minutes_are_lost_at_most(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainingRun, "seconds_since_save", lambda run: 300.0)
+        at_step(patch, 30, die)
+        train(tmp_path, "run", "JointTrainAgent.SaveEverySteps=1000")
+    assert StateStore(tmp_path / "outputs" / "run" / "state").load().step == 29
+
+
 @pytest.mark.parametrize(("seconds", "step"), [("0", 0), ("1e-9", 49)])
 def test_states_between_checkpoints_bound_what_is_lost(tmp_path: Path, seconds: str, step: int) -> None:
     settings = [f"JointTrainAgent.SaveEverySeconds={seconds}", "JointTrainAgent.SaveEverySteps=1000"]
-
-    def die() -> None:
-        raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         at_step(patch, 50, die)
@@ -475,7 +498,12 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize(
     ("trouble", "words"),
-    [("Dies", "died (exit code 3)"), ("Hangs", "did not answer in time"), ("Nan", "finite")],
+    [
+        ("Dies", "died (exit code 3)"),
+        ("Interrupts", "KeyboardInterrupt"),
+        ("Hangs", "did not answer in time"),
+        ("Nan", "finite"),
+    ],
 )
 def test_a_failing_environment_is_logged_counted_and_replaced(
     tmp_path: Path, stub: list[str], trouble: str, words: str
