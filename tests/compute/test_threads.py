@@ -50,11 +50,8 @@ def test_a_given_number_rules_and_a_resumed_run_keeps_its_own() -> None:
 @pytest.mark.slow
 def test_two_runs_side_by_side_do_not_hold_each_other_up(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "BasicSettings.config_path=STORM-tiny", CPU]
-    command += [
-        "BasicSettings.env_name=Diagnostic/Catch-v0",
-        "JointTrainAgent.SampleMaxSteps=700",
-        "BasicSettings.silent=true",
-    ]
+    command += ["BasicSettings.env_name=Diagnostic/Catch-v0", "BasicSettings.silent=true"]
+    command += ["JointTrainAgent.BufferWarmUp=100", "JointTrainAgent.SampleMaxSteps=400"]
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
     def seconds(*seeds: int) -> float:
