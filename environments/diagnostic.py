@@ -5,6 +5,7 @@ Importing this module registers them with Gymnasium:
 - `Diagnostic/Catch-v0`: bsuite's Catch (Osband et al. 2020, arXiv 1908.03568). A ball falls
   through a board of 10 rows and 5 columns; a paddle at the bottom moves left, stays or moves
   right; the ninth step ends the episode with reward +1 if the ball is caught, else -1.
+- `Diagnostic/Digits-v0`: two handwritten digits that bounce (`environments.digits`).
 - `Diagnostic/Reach-v0`: a hand is moved to a target in the plane; continuous actions, seen as a
   vector or, drawn, as a picture. With `steps=1` a bandit: the action itself is where to point.
 - `Diagnostic/Twins-v0`: every frame is one of several equally likely pictures, drawn anew at
@@ -226,5 +227,6 @@ def is_consistent(frames: np.ndarray) -> np.ndarray:
 
 
 gymnasium.register("Diagnostic/Catch-v0", entry_point="environments.diagnostic:Catch")
+gymnasium.register("Diagnostic/Digits-v0", entry_point="environments.digits:Digits")
 gymnasium.register("Diagnostic/Reach-v0", entry_point="environments.diagnostic:Reach")
 gymnasium.register("Diagnostic/Twins-v0", entry_point="environments.diagnostic:Twins")

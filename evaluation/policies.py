@@ -13,7 +13,7 @@ from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
 from configuration.loading import load_saved_config
 from configuration.schema import Config
-from configuration.spaces import Spaces
+from configuration.spaces import ActionSpec, Spaces
 from env_wrapper import VectorEnvironment
 from evaluation.episodes import environment_spaces, evaluation_environment
 from run_files.directory import RunDirectory, find_run, read_spaces
@@ -71,6 +71,27 @@ class EvaluationPolicy(Policy):
         """
         quirks = self.config.BasicSettings.ReleaseQuirks
         return evaluation_environment(self.config, self.num_envs, self.seed, quirks)
+
+
+class RandomPlay:
+    """Acts uniformly at random, as a policy does.
+
+    Args:
+        num_envs: N. actions: those that there are. seed: of its own random stream.
+    """
+
+    def __init__(self, num_envs: int, actions: ActionSpec, seed: int) -> None:
+        self.num_envs, self.actions = num_envs, actions
+        self.generator = np.random.default_rng(seed)
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Return actions (N, ...)."""
+        if self.actions.kind == "discrete":
+            return self.generator.integers(self.actions.size, size=self.num_envs)
+        return self.generator.uniform(-1, 1, (self.num_envs, self.actions.size)).astype(np.float32)
+
+    def drop_last_step(self) -> None:
+        """Do nothing: there is no context."""
 
 
 def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:

@@ -15,12 +15,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 from configuration.loading import load_config
 from evaluation.episodes import evaluate as play
 from evaluation.episodes import evaluation_environment
+from evaluation.policies import RandomPlay
 from experiments.figures import HEALTH, draw, draw_health
 from experiments.training import (
     ROOT,
@@ -41,21 +41,6 @@ EPISODES = 20
 CONFIDENCE = 0.95
 
 
-class RandomPlay:
-    """Acts uniformly at random, as a policy does."""
-
-    def __init__(self, num_envs: int, num_actions: int, seed: int) -> None:
-        self.num_envs, self.num_actions = num_envs, num_actions
-        self.generator = np.random.default_rng(seed)
-
-    def act(self, observation: np.ndarray) -> np.ndarray:
-        """Actions int64 (N,)."""
-        return self.generator.integers(self.num_actions, size=self.num_envs)
-
-    def drop_last_step(self) -> None:
-        """Do nothing: there is no context."""
-
-
 def describe(returns: list[float]) -> dict[str, Any]:
     """Mean, 95 % interval of the mean, and the returns themselves."""
     error = stats.sem(returns)
@@ -74,7 +59,7 @@ def play_randomly(game: str, seed: int) -> dict[str, Any]:
     num_envs = config.Evaluation.NumEnvs
     environment = evaluation_environment(config, num_envs, seed)
     try:
-        policy = RandomPlay(num_envs, environment.spaces.action.size, seed)
+        policy = RandomPlay(num_envs, environment.spaces.action, seed)
         return describe([episode.score for episode in play(policy, environment, EPISODES)])
     finally:
         environment.close()

@@ -11,6 +11,7 @@ import pytest
 
 from configuration.loading import load_config
 from evaluation.options import parse_options as parse_evaluation
+from evaluation.record import parse_options as parse_recording
 from play import parse_options as parse_play
 from sweeping.options import parse_options as parse_sweep
 from sweeping.runs import plan_runs
@@ -37,6 +38,8 @@ def check(words: list[str]) -> None:
         load_config(arguments)
     elif program == "eval.py":
         parse_evaluation(arguments)
+    elif program == "evaluation/record.py":
+        parse_recording(arguments)
     elif program in ("play.py", "./play.sh"):
         parse_play(arguments)
     elif program == "sweep.py" or program == "./sweep.sh":
@@ -54,6 +57,8 @@ def test_a_documented_command_can_be_typed(
     words = [word for word in shlex.split(command, comments=True) if not re.match("[A-Z]+=", word)]
     if words[0] == "python":
         words.pop(0)
+    if words[0] == "-m":
+        words[:2] = [f"{words[1].replace('.', '/')}.py"]
     if words[0] in ("source", "tensorboard", "pip"):
         words = words[words.index("-r") + 1 :] if "-r" in words else []
     assert all((ROOT / word).is_file() for word in words[:1])

@@ -51,7 +51,9 @@ def test_random_play_catches_one_in_five() -> None:
     assert np.mean(returns) == pytest.approx(-0.6, abs=0.07)  # a standard error is 0.02
 
 
-@pytest.mark.parametrize("name", ["Diagnostic/Catch-v0", "Diagnostic/Reach-v0", "Diagnostic/Twins-v0"])
+@pytest.mark.parametrize(
+    "name", ["Diagnostic/Catch-v0", "Diagnostic/Reach-v0", "Diagnostic/Twins-v0", "Diagnostic/Digits-v0"]
+)
 def test_gymnasiums_own_checker_is_content(name: str) -> None:
     check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
 
