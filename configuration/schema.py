@@ -38,6 +38,7 @@ TASKS = Texts("JointTrainAgent", "VideoPrediction")
 MIXERS = Texts("concat", "concat_attention", "latent_attention")
 POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
+COUNTED = Texts("masked", "all")
 OBSERVATIONS = Texts("auto", "image", "vector")
 DEVICES = Texts(DEVICE_PATTERN, meaning="auto, cuda, cuda:N, mps or cpu")
 # Keys of the releases' files that mean nothing here, and why.
@@ -197,6 +198,7 @@ class MaskGit:
     M: int = fixed(1, "number of revise sweeps", Range(0, 1_024), "M")
     MaskSchedule: str = fixed("cosine", "share of masked latents", SCHEDULES, "gamma(u)")
     MinMaskRatio: float = fixed(1e-6, "schedules are clipped to [MinMaskRatio, 1]", SHARE)
+    KLOver: str = fixed("masked", "KL: sum over masked latents, or (TECO) their mean times K: all", COUNTED)
     NormEps: float = fixed(1e-5, "epsilon of its LayerNorms", POSITIVE)
     InitStd: float = fixed(0.02, "standard deviation of the initial token and position tables", NOT_NEGATIVE)
     TmfArgs: MaskGitTransformer = section(MaskGitTransformer)

@@ -26,7 +26,7 @@ class PriorPrediction:
     """What a prior says about given latents."""
 
     log_probs: Tensor  # (..., K, C) float32
-    counted: Tensor  # (..., K) float32: 1 where the latent enters the KL, 0 where the prior saw it
+    counted: Tensor  # (..., K) float32: weight of the latent's KL, 0 where the prior saw it
 
 
 class Prior(Protocol):
@@ -92,6 +92,7 @@ class MaskGITPrior(nn.Module):
         self.num_latents = world_model.NumLatents
         self.unimix = world_model.Unimix
         self.schedule, self.min_mask_ratio = config.MaskSchedule, config.MinMaskRatio
+        self.estimates_all = config.KLOver == "all"
         self.transformer = MaskedTokenTransformer(
             config, world_model.NumLatents, world_model.NumClasses, world_model.TransformerHiddenDim
         )
@@ -111,7 +112,10 @@ class MaskGITPrior(nn.Module):
         return self.plan.noise_size
 
     def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
-        """Hide a random part of the tokens and predict it; only the hidden part counts."""
+        """Hide a random part of the tokens and predict it; only the hidden part counts.
+
+        Once each, or so that its sum estimates that of all K (TECO), by `KLOver`.
+        """
         hidden_rows, token_rows, noise_rows = (x.flatten(0, -2) for x in (hidden, tokens, noise))
         count = mask_count(noise_rows[:, 0], self.schedule, self.num_latents, self.min_mask_ratio)
         masked = random_mask(count, noise_rows[:, 1:])
@@ -119,7 +123,9 @@ class MaskGITPrior(nn.Module):
         logits = self.transformer(visible, self.transformer.condition(hidden_rows))
         log_probs = unimix_log_probs(logits, self.unimix)
         lead = tokens.shape[:-1]
-        return PriorPrediction(log_probs.unflatten(0, lead), masked.float().unflatten(0, lead))
+        weight = self.num_latents / count if self.estimates_all else torch.ones_like(count)
+        counted = masked.float() * weight.unsqueeze(-1)
+        return PriorPrediction(log_probs.unflatten(0, lead), counted.unflatten(0, lead))
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → log-probabilities (..., K, C) from the fully masked input, float32."""

@@ -241,6 +241,21 @@ def test_only_masked_positions_count_and_are_hidden() -> None:
     assert torch.equal(prior.predict(hidden, other, noise).log_probs, prediction.log_probs)
 
 
+def test_the_kl_of_all_latents_is_estimated_from_the_masked_ones() -> None:
+    models = maskgit_config()
+    torch.manual_seed(0)
+    masked = make_maskgit(models)
+    models.MaskGit.KLOver = "all"
+    every = MaskGITPrior(models).eval()
+    every.load_state_dict(masked.state_dict())
+    hidden, tokens, noise = torch.randn(3, 5, 16), torch.randint(5, (3, 5, 4)), torch.rand(3, 5, 5)
+    one, other = (prior.predict(hidden, tokens, noise) for prior in (masked, every))
+    assert torch.equal(one.log_probs, other.log_probs)
+    count = one.counted.sum(-1, keepdim=True)
+    torch.testing.assert_close(other.counted, one.counted * 4 / count)
+    assert count.unique().numel() > 1  # so that the two are not one up to a factor
+
+
 def test_masked_positions_see_visible_ones_both_ways() -> None:
     prior = make_maskgit()
     condition = prior.transformer.condition(torch.randn(1, 16))
