@@ -62,18 +62,28 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: f
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
     Three ways, the fastest one where it is: two products and a softmax on a CPU in bfloat16, but for a
-    causal chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries and
-    keys are as many.
+    single causal chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries
+    and keys are as many.
     """
     queries, seen = query.shape[2], keys.shape[2]
     masked = causal and queries > 1
-    if products_are_faster(query) and (torch.is_grad_enabled() or not masked):
+    if products_are_faster(query) and (torch.is_grad_enabled() or not masked or len(query) > 1):
         visible = causal_mask(queries, seen, query.device) if masked else None
         return attend_by_products(query, keys, values, visible, dropout)
     mask = causal_mask(queries, seen, query.device) if masked and seen != queries else None
     return F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=masked and seen == queries
     )
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Return scores.softmax(-1).
+
+    On a CPU PyTorch takes rows that are shorter than a vector of 32 bfloat16 numbers one by one; as
+    float32 they fill one of 16.
+    """
+    is_short = scores.dtype == torch.bfloat16 and scores.device.type == "cpu" and 16 <= scores.shape[-1] < 32
+    return scores.softmax(-1, dtype=torch.float32 if is_short else None).to(scores.dtype)
 
 
 def attend_by_products(
@@ -91,5 +101,5 @@ def attend_by_products(
     if visible is not None:
         bias = bias.masked_fill(~visible, -math.inf)
     scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=query.shape[-1] ** -0.5)
-    probabilities = F.dropout(scores.softmax(-1), dropout)
+    probabilities = F.dropout(softmax(scores), dropout)
     return torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])

@@ -11,6 +11,7 @@ from tests_support import ACTIONS, SPACES, small_config, uniform
 from torch import Tensor
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
+from sub_models.fast_forms import attend, softmax
 from sub_models.transformer_model import ConcatMixer, SequenceModel, encode_action
 
 LENGTH = 6
@@ -145,6 +146,22 @@ def test_attention_against_its_definition(causal: bool) -> None:
         scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
     expected = attention.output((scores.softmax(-1) @ value).transpose(1, 2).reshape(3, 5, 8))
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("length", [5, 16, 40])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_bfloat16_is_that_of_float32(rows: int, length: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(rows, 2, length, 8, dtype=torch.bfloat16).float() for _ in range(3)]
+    expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            found = attend(*(part.bfloat16() for part in exact), causal, 0.0)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    scores = torch.randn(rows, length)
+    torch.testing.assert_close(softmax(scores.bfloat16()).float(), scores.softmax(-1), rtol=0.03, atol=1e-3)
 
 
 def test_causal_block_is_post_norm() -> None:
