@@ -13,6 +13,7 @@ from compute.threads import use_threads
 from evaluation.options import named_as_options, parse_options
 from evaluation.scoring import score
 from evaluation.target import read_target
+from evaluation.video_report import report_video
 from evaluation.world_model_report import report_world_model
 from utils import run_cli
 
@@ -24,10 +25,13 @@ def main(arguments: list[str]) -> None:
     target = read_target(options)
     windows = target.config.Evaluation.PredictionWindows * target.config.JointTrainAgent.BatchLength
     with memory_errors(), named_as_options():
-        for line in use_threads(target.config, windows if options.world_model else target.num_envs):
+        judged = options.world_model or options.video
+        for line in use_threads(target.config, windows if judged else target.num_envs):
             print(line, file=sys.stderr)
         if options.world_model:
             report_world_model(target)
+        elif options.video:
+            report_video(target, options)
         else:
             score(target, options.record_video, options.record_dream)
 

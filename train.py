@@ -178,7 +178,7 @@ def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest
     """Start or continue the run of a locked directory; return the exit code."""
     run = open_run(config, directory)
     if run is None:
-        print(next_steps(directory))
+        print(next_steps(directory, config.Task == "VideoPrediction"))
         return 0
     announce(run, config)
     total = config.JointTrainAgent.SampleMaxSteps
@@ -188,7 +188,7 @@ def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest
     finally:
         run.close()
     if finished:
-        print(next_steps(directory))
+        print(next_steps(directory, config.Task == "VideoPrediction"))
         return 0
     print(f"stopped by {stop.signal} at step {run.step}, saved; the same command continues", file=sys.stderr)
     return NOT_FINISHED

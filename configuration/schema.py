@@ -232,7 +232,8 @@ class VideoPrediction:
     HeldOutShare: float = fixed(0.1, "share of the clips that is never trained on", RATE)
     Context: int = free(8, "frames that are shown", WIDTH, "c")
     Horizon: int = free(16, "frames that are predicted after them", WIDTH, "h")
-    Clips: int = free(256, "held-out windows that are judged together", AT_LEAST_2)
+    Clips: int = free(256, "held-out windows that a Fréchet distance is taken of", AT_LEAST_2)
+    Groups: int = free(1, "groups of so many windows that are judged", COUNT)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -59,6 +59,7 @@ class Clips:
         short = sum(length < shortest for length in lengths)
         self.notes += [f"{short} {kind} clips are shorter than {shortest} frames"] if short else []
         self.names = [self._name(clip) for clip, _ in chosen]
+        self.others = [self._name(clip) for clip in clips if (clip in held) != held_out]
         self.lengths = torch.tensor(lengths)
         self._first = self.lengths.cumsum(0) - self.lengths
         self._actions = torch.from_numpy(np.concatenate(rows))
@@ -100,10 +101,11 @@ class Clips:
         total = int(self._starts(length).sum())
         return self._windows(torch.randint(total, (batch_size,), generator=generator), length)
 
-    def spread(self, windows: int, length: int) -> Batch:
-        """Return evenly spread windows (B, L), fewer than asked for where there are fewer."""
+    def spread(self, windows: int, length: int, batch_size: int) -> Iterator[Batch]:
+        """Yield evenly spread windows (B, L), fewer than asked for where there are fewer."""
         total = int(self._starts(length).sum())
-        return self._windows(torch.linspace(0, total - 1, min(windows, total)).long(), length)
+        for numbers in torch.linspace(0, total - 1, min(windows, total)).long().split(batch_size):
+            yield self._windows(numbers, length)
 
     def _starts(self, length: int) -> Tensor:
         """Number of the windows of each clip."""

@@ -26,6 +26,7 @@ class OpenLoop:
     hidden: Tensor  # (B, T, D): h after each step, of which the last horizon are predictions
     reward: Tensor  # float32 (B, T)
     termination: Tensor  # float32 (B, T), 0 or 1
+    latent: Tensor  # one-hot (B, T, K·C): posterior samples, then prior samples
 
 
 @torch.no_grad()
@@ -46,12 +47,14 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, streams: Rand
         latent = world_model.one_hot_latent(world_model.prior.sample(state.hidden, noise))
         state = world_model.step(state, latent, batch.action[:, step])
         states.append(state)
+    latent = torch.cat([state.latents for state in states], dim=1)
     hidden = torch.cat([state.hiddens for state in states], dim=1)
     return OpenLoop(
-        prediction=world_model.decode(torch.cat([state.latents for state in states], dim=1)).float(),
+        prediction=world_model.decode(latent).float(),
         hidden=hidden,
         reward=world_model.predict_reward(hidden),
         termination=world_model.predict_termination(hidden),
+        latent=latent,
     )
 
 

@@ -13,6 +13,7 @@ from environments.single import environment_id
 from utils import OneLineParser, UserError
 
 DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME"
+PLAN = re.compile(r"([1-9]\d{0,3})/([1-9]\d{0,3})/(\d{1,3})")  # T_draft/T_revise/M
 SETTINGS = {  # option → the setting that it overrides
     "num_episodes": "Evaluation.NumEpisodes",
     "num_envs": "Evaluation.NumEnvs",
@@ -44,8 +45,13 @@ def make_parser() -> argparse.ArgumentParser:
     option("record_video", "save the play of one environment as MP4 or GIF", action="store_true")
     option("record_dream", "the same, with the dream beside it", action="store_true")
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
+    option("video", "judge predictions of held-out clips, after Task=VideoPrediction", action="store_true")
+    option("plans", "sampling plans of -video, as 1/1/1,4/4/1 (default: the run's)", default="")
+    option("beside", "further runs of -video, with commas between", default="")
+    option("fvd_network", "TorchScript I3D of -video, for FVD", type=Path)
+    option("lpips_network", "TorchScript LPIPS of -video", type=Path)
     option("device", "device (default: the run's BasicSettings.device)")
-    meaning = "other settings of Environment or Evaluation"
+    meaning = "other settings of Environment, Evaluation or VideoPrediction"
     parser.add_argument("overrides", nargs="*", metavar="Section.Key=value", help=meaning)
     return parser
 
@@ -62,6 +68,14 @@ def named_as_options() -> Iterator[None]:
         raise UserError(text) from error
 
 
+def read_plans(text: str) -> list[tuple[int, int, int]]:
+    """Return the plans of a text as "1/1/1,4/4/1", none of an empty one; raise UserError for another form."""
+    plans = [tuple(map(int, plan.groups())) for plan in map(PLAN.fullmatch, text.split(",")) if plan]
+    if text and len(plans) < len(text.split(",")):
+        raise UserError(f"-plans={text[:80]}: must be T_draft/T_revise/M, as 4/4/1, with commas between")
+    return plans
+
+
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Read a command line; raise UserError, by its option's name, for a value that is impossible."""
     options = make_parser().parse_args(arguments)
@@ -72,6 +86,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     if options.run_name is None:  # after unknown options, which may be meant for it
         raise UserError("-run_name=NAME is missing; see python eval.py --help")
     for text in options.overrides:
-        if not text.startswith(("Environment.", "Evaluation.")):
+        if not text.startswith(("Environment.", "Evaluation.", "VideoPrediction.")):
             raise UserError(f"{text!r}: must be an option, or a setting of Environment or Evaluation")
+        if text.startswith("VideoPrediction.HeldOutShare="):
+            raise UserError(f"{text!r}: what is held out was settled when the run began")
+    options.plans = read_plans(options.plans)
+    options.beside = [name for name in options.beside.split(",") if name]
     return options

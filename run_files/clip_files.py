@@ -96,7 +96,7 @@ def _npz_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def _film(path: Path) -> Iterator[np.ndarray]:
-    iio = _import("imageio.v3")
+    iio = import_optional("imageio.v3")
     for frame in iio.imiter(path, **READERS[path.suffix]):
         _check(path, frame.dtype, (1, *frame.shape))
         yield frame
@@ -119,14 +119,14 @@ def _named(path: Path, names: Collection[str]) -> str:
 
 
 def _h5py() -> Any:
-    return _import("h5py")
+    return import_optional("h5py")
 
 
-def _import(module: str) -> Any:
-    """Return a module of requirements-video.txt; raise UserError if it is not installed."""
+def import_optional(module: str, package: str | None = None) -> Any:
+    """Return a module of requirements-video.txt; raise UserError if its package is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"the package {module.partition('.')[0]} is missing: pip install -r requirements-video.txt"
+            f"the package {package or module.split('.')[0]} is missing: pip install -r requirements-video.txt"
         ) from error

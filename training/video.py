@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from evaluation.clips import Clips
@@ -12,6 +14,10 @@ class VideoRun(TrainingRun):
     """A run whose data are clips, which take the place of environment and replay memory."""
 
     plays = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._facts["held_out"] = self.replay.others  # so that nothing else is ever judged on
 
     def _open_data(self, device: torch.device) -> None:
         task = self.config.JointTrainAgent

@@ -95,7 +95,7 @@ def test_vectors_are_judged_in_symlog_space_and_not_filmed(
     )
     world_model, _ = make_models(config, spaces, CPU)
     hidden = torch.randn(2, CONTEXT + HORIZON, world_model.config.TransformerHiddenDim)
-    prediction = OpenLoop(symlog(batch.observation) + 0.5, hidden, batch.reward, batch.termination)
+    prediction = OpenLoop(symlog(batch.observation) + 0.5, hidden, batch.reward, batch.termination, hidden)
     errors = errors_by_horizon(world_model, batch, prediction, CONTEXT, RandomStreams(0, CPU))
     assert errors["model_error"] == pytest.approx([0.25] * HORIZON)
     copied = symlog(batch.observation[:, CONTEXT:]) - symlog(batch.observation[:, CONTEXT - 1 : CONTEXT])
@@ -160,7 +160,7 @@ def report_on(
     torch.nn.init.zeros_(world_model.prior.head.weight)
     torch.nn.init.zeros_(world_model.prior.head.bias)
     hidden = torch.randn(*batch.action.shape, world_model.config.TransformerHiddenDim)
-    prediction = OpenLoop(frames, hidden, reward, termination)
+    prediction = OpenLoop(frames, hidden, reward, termination, hidden)
     return SimpleNamespace(
         **errors_by_horizon(world_model, batch, prediction, CONTEXT, RandomStreams(0, CPU))
     )

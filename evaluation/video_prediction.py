@@ -1,0 +1,191 @@
+"""How well world models predict clips that they were not trained on, and at what cost."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compute.random_streams import RandomStreams, derive_seed
+from evaluation.open_loop import open_loop, to_pixels
+from evaluation.video_metrics import Network, code_perplexity, frame_scores, frechet_distance, prior_nats
+from sub_models.batch import Batch
+from sub_models.functions_losses import sample
+from sub_models.priors import MaskGITPrior
+from sub_models.world_models import WorldModel
+from utils import UserError
+
+Plan = tuple[int, int, int]  # T_draft, T_revise, M
+COPY = "last frame"
+
+
+@dataclass
+class Predicted:
+    """What one predictor says of a batch of windows."""
+
+    frames: np.ndarray  # uint8 (B, h, S, S, 3), after the context
+    counts: Tensor | None = None  # (K, C): how often each class was drawn in them
+    nats: Tensor | None = None  # (B, h): of the true latents given the true past, a latent
+    seconds: float = 0.0  # of the processor
+
+
+Predictor = Callable[[Batch], Predicted]  # of windows (B, context + h)
+
+
+def copies(context: int) -> Predictor:
+    """Return what predicts the last frame of the context, again and again."""
+
+    def predict(batch: Batch) -> Predicted:
+        frames = batch.observation.cpu().numpy()
+        return Predicted(frames[:, context - 1, None].repeat(frames.shape[1] - context, axis=1))
+
+    return predict
+
+
+def predictor(world_model: WorldModel, plan: Plan | None, context: int, seed: int) -> Predictor:
+    """Return what predicts by a world model in evaluation mode.
+
+    Args:
+        plan: of a MaskGIT prior; None: its own. seed: of all that is drawn.
+    """
+    prior = world_model.prior
+    device = next(world_model.parameters()).device
+    drawn, judged = (RandomStreams(derive_seed(seed, purpose), device) for purpose in ("drawn", "judged"))
+    own = getattr(prior, "plan", None)
+
+    @torch.no_grad()
+    def predict(batch: Batch) -> Predicted:
+        if plan is not None:
+            sizes = dict(zip(("draft_groups", "revise_groups", "num_revisions"), plan, strict=True))
+            prior.plan = replace(own, **sizes)
+        try:
+            batch = batch.to(device)
+            start = time.process_time()
+            told = open_loop(world_model, batch, context, drawn)
+            frames = to_pixels(told.prediction[:, context:]).cpu().numpy()
+            seconds = time.process_time() - start
+            return Predicted(
+                frames,
+                told.latent[:, context:].sum((0, 1), dtype=torch.float64).view(world_model.latent_shape),
+                nats_of_truth(world_model, batch, context, judged),
+                seconds,
+            )
+        finally:
+            if plan is not None:
+                prior.plan = own
+
+    return predict
+
+
+def nats_of_truth(world_model: WorldModel, batch: Batch, context: int, streams: RandomStreams) -> Tensor:
+    """Return the prior's cross-entropy (B, h) of posterior samples after the context, given the true past."""
+    posterior = world_model.posterior(batch.observation)
+    index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
+    hidden = world_model.sequence_model(world_model.one_hot_latent(index), batch.action)
+    noise = streams.uniform("groups", *index[:, context:].shape)
+    return prior_nats(world_model.prior, hidden[:, context - 1 : -1], index[:, context:], noise)
+
+
+def predictors_of(
+    name: str, world_model: WorldModel, plans: list[Plan], context: int, seed: int
+) -> Iterator[tuple[str, Predictor]]:
+    """Yield name and predictor of a run at each plan; of one that has no MaskGIT prior, one."""
+    if isinstance(world_model.prior, MaskGITPrior):
+        own = world_model.prior.plan
+        for plan in plans:
+            if max(plan[:2]) > own.num_tokens:
+                which = "/".join(map(str, plan))
+                raise UserError(f"-plans={which}: at most {own.num_tokens} groups, the latents of {name}")
+        for plan in plans or [(own.draft_groups, own.revise_groups, own.num_revisions)]:
+            yield f"{name} {'/'.join(map(str, plan))}", predictor(world_model, plan, context, seed)
+    else:
+        yield name, predictor(world_model, None, context, seed)
+
+
+@dataclass
+class Tally:
+    """What was measured of one predictor, batch by batch."""
+
+    scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # each (B, h)
+    features: list[np.ndarray] = field(default_factory=list)  # each (B, d)
+    counts: Tensor | float = 0.0
+    seconds: float = 0.0
+
+    def add(
+        self, truth: np.ndarray, predicted: Predicted, fvd: Network | None, lpips: Network | None
+    ) -> None:
+        """Measure a batch of predictions; truth is uint8 (B, h, S, S, 3)."""
+        scores = frame_scores(truth, predicted.frames)
+        if lpips is not None:
+            scores["lpips"] = lpips.distances(truth, predicted.frames)
+        if fvd is not None:
+            self.features.append(fvd.features(predicted.frames))
+        if predicted.nats is not None:
+            scores["prior_nats"] = predicted.nats.cpu().numpy()
+            self.counts = self.counts + predicted.counts.cpu()
+        self.seconds += predicted.seconds
+        for name, values in scores.items():
+            self.scores[name].append(values)
+
+    def result(self, truth_features: list[np.ndarray], group: int) -> dict[str, Any]:
+        """Return totals, and `by_horizon` lists of h; FVD is the mean over groups of so many windows."""
+        by_horizon = {name: np.concatenate(values).mean(0) for name, values in self.scores.items()}
+        total = {name: float(values.mean()) for name, values in by_horizon.items()}
+        for each in (by_horizon, total):
+            if (nats := each.pop("prior_nats", None)) is not None:
+                each["prior_perplexity"] = np.exp(nats)
+        if "prior_perplexity" in total:
+            total |= {"prior_perplexity": float(total["prior_perplexity"])}
+            total["code_perplexity"] = code_perplexity(self.counts)
+        if self.features:
+            truth, predicted = np.concatenate(truth_features), np.concatenate(self.features)
+            starts = range(0, max(len(truth) - group, 0) + 1, group)  # whole groups, or all that there is
+            distances = [frechet_distance(truth[s : s + group], predicted[s : s + group]) for s in starts]
+            total["fvd"] = float(np.mean(distances))
+        lists = {name: values.tolist() for name, values in by_horizon.items()}
+        return total | {"seconds": round(self.seconds, 3), "by_horizon": lists}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Measurements by predictor, and the first windows to look at."""
+
+    results: dict[str, dict[str, Any]]
+    windows: int
+    truth: np.ndarray  # uint8 (W, context + h, S, S, 3)
+    shown: dict[str, np.ndarray]  # uint8 (W, h, S, S, 3) by predictor
+
+
+def judge(
+    predictors: dict[str, Predictor],
+    batches: Iterator[Batch],
+    context: int,
+    group: int,
+    networks: dict[str, Network],
+) -> Judgement:
+    """Measure predictions of batches of windows (B, context + h); what is in the context counts nowhere.
+
+    Args:
+        group: windows whose features a Fréchet distance is taken of. networks: "fvd" and "lpips", or not.
+    """
+    fvd, lpips = networks.get("fvd"), networks.get("lpips")
+    tallies = {name: Tally() for name in predictors}
+    features, shown, first, windows = [], {}, None, 0
+    for batch in batches:
+        truth = batch.observation[:, context:].numpy()
+        windows += len(truth)
+        if fvd is not None:
+            features.append(fvd.features(truth))
+        for name, predict in predictors.items():
+            predicted = predict(batch)
+            tallies[name].add(truth, predicted, fvd, lpips)
+            shown.setdefault(name, predicted.frames)
+        first = batch.observation.numpy() if first is None else first
+    results = {name: tally.result(features, group) for name, tally in tallies.items()}
+    return Judgement(results, windows, first, shown)

@@ -1,0 +1,206 @@
+"""Shows how well held-out clips are predicted: `eval.py -video` prints a table and writes files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from compute.execution import Execution
+from configuration.loading import load_saved_config
+from configuration.schema import Config
+from evaluation.clips import Clips
+from evaluation.policies import load_models
+from evaluation.target import Target, read_target
+from evaluation.video_metrics import Network
+from evaluation.video_prediction import COPY, Judgement, copies, judge, predictors_of
+from run_files.manifest import read_json
+from run_files.provenance import machine_facts
+from utils import UserError, as_file_name, resolve_device, write_atomically
+
+DOTS_PER_INCH = 120
+COLUMNS = ("mse", "psnr", "ssim", "lpips", "fvd", "prior_perplexity", "code_perplexity", "seconds")
+PANELS = {
+    "mse": "mean square error",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "prior_perplexity": "prior perplexity",
+}
+SHOWN_CONTEXT, SHOWN_FRAMES = 2, 12  # frames of a strip before the prediction, and at most in it
+GAP, WHITE = 2, 255  # pixels between pictures, and their colour
+
+
+def report_video(target: Target, options: argparse.Namespace) -> None:
+    """Judge the last checkpoint of a run, and of those beside it, on the clips that none was trained on.
+
+    Raises:
+        UserError: a run was not trained on clips, or on others; or something cannot be read.
+    """
+    others = [
+        read_target(argparse.Namespace(**{**vars(options), "run_name": name})) for name in options.beside
+    ]
+    targets = [target, *others]
+    check_same_split(targets)
+    settings, video = target.config.BasicSettings, target.config.VideoPrediction
+    execution = Execution(settings, resolve_device(settings.device))
+    paths = {"fvd": options.fvd_network, "lpips": options.lpips_network}
+    networks = {
+        name: Network(f"{name}_network", path, execution.device) for name, path in paths.items() if path
+    }
+    length = video.Context + video.Horizon
+    target.run.shown.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(Clips(saved_config(target), True, target.run.shown, length)) as clips:
+        check_never_trained_on(clips, targets)
+        predictors = {COPY: copies(video.Context)}
+        for each in targets:
+            check_length(each.config, length)
+            world_model, *_ = load_models(
+                each.config, clips.spaces, execution, each.checkpoints, each.steps[-1]
+            )
+            predictors |= predictors_of(
+                each.run.name, world_model, options.plans, video.Context, settings.Seed
+            )
+        batches = clips.spread(video.Clips * video.Groups, length, target.config.JointTrainAgent.BatchSize)
+        found = judge(predictors, batches, video.Context, video.Clips, networks)
+        result = {
+            "steps": {each.run.name: each.steps[-1] for each in targets},
+            "seed": settings.Seed,
+            **machine_facts(execution.device),
+            "context": video.Context,
+            "horizon": video.Horizon,
+            "windows": found.windows,
+            "group": min(video.Clips, found.windows),
+            "clips": clips.names,
+            "notes": clips.notes,
+            "predictors": found.results,
+        }
+    print(table(result))
+    name = as_file_name(f"video-{target.steps[-1]}-seed_{settings.Seed} {target.settings}".strip())
+    written = write_report(result, found, target.config.Evaluation.VideoWindows, target.run.shown / name)
+    print(f"wrote {', '.join(map(str, written))}")
+
+
+def saved_config(target: Target) -> Config:
+    """Return the config that a run was trained with, whatever is asked for now."""
+    return load_saved_config(target.run.config_file)
+
+
+def check_same_split(targets: list[Target]) -> None:
+    """Raise UserError unless all were trained on the same part of the same clips."""
+    kinds = {}
+    for target in targets:
+        config = saved_config(target)
+        settings = config.BasicSettings
+        if config.Task != "VideoPrediction":
+            raise UserError(f"-video: run {target.run.name} was not trained on clips (Task=VideoPrediction)")
+        kinds[target.run.name] = {
+            "BasicSettings.trajectory_path": settings.trajectory_path,
+            "BasicSettings.Seed": settings.Seed,
+            "BasicSettings.ImageSize": settings.ImageSize,
+            "VideoPrediction.HeldOutShare": config.VideoPrediction.HeldOutShare,
+        }
+    first, *rest = kinds
+    for name in rest:
+        for key, value in kinds[name].items():
+            if value != kinds[first][key]:
+                known = kinds[first][key]
+                raise UserError(f"-beside={name}: other clips were held out: {key} is {value}, not {known}")
+
+
+def check_never_trained_on(clips: Clips, targets: list[Target]) -> None:
+    """Raise UserError if a run was trained when other clips were held out."""
+    for target in targets:
+        names = read_json(target.run.status_file).get("held_out")
+        new = sorted(set(clips.names) - set(names or []))
+        if names is None or new:
+            which = f"{new[0]} was not held out" if names else "its run.json does not say what was held out"
+            raise UserError(f"run {target.run.name}: {which} when it was trained; are the clips others now?")
+
+
+def check_length(config: Config, length: int) -> None:
+    """Raise UserError if windows are longer than those of training."""
+    longest, video = config.JointTrainAgent.BatchLength, config.VideoPrediction
+    if length > longest:
+        raise UserError(
+            f"VideoPrediction.Horizon={video.Horizon}: with Context={video.Context} at most "
+            f"JointTrainAgent.BatchLength={longest}, the frames of a window in training"
+        )
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the totals as text, a line for each predictor."""
+    frame = DataFrame(result["predictors"]).T
+    frame = frame[[name for name in COLUMNS if name in frame]].astype(float)
+    title = (
+        f"{result['windows']} windows of {len(result['clips'])} held-out clips, context {result['context']}"
+    )
+    lines = [
+        f"{title}, horizon {result['horizon']}",
+        frame.to_string(float_format="{:.4f}".format, na_rep="–"),
+    ]
+    if result["windows"] < 2 * result["group"] and "fvd" in frame:
+        lines.append(f"FVD of {result['group']} windows: smaller groups give larger distances")
+    return "\n".join([*result["notes"], *lines])
+
+
+def plot(result: dict[str, Any]) -> Figure:
+    """Return a figure with a panel for each measure by horizon."""
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    steps = np.arange(1, result["horizon"] + 1)
+    for axes, (measure, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for number, (name, found) in enumerate(result["predictors"].items()):
+            if measure in found["by_horizon"]:
+                axes.plot(steps, found["by_horizon"][measure], label=name, color=f"C{number}")
+        axes.set(title=title, xlabel="horizon in frames")
+    figure.axes[0].legend(fontsize="small")
+    figure.suptitle(f"{result['windows']} held-out windows, context {result['context']}")
+    return figure
+
+
+def strip(found: Judgement, context: int, windows: int) -> Figure:
+    """Return pictures of windows: the truth, below it each prediction, side by side in time."""
+    truth = found.truth[:windows]
+    horizon = truth.shape[1] - context
+    before = list(range(max(0, context - SHOWN_CONTEXT), context))
+    after = np.unique(np.linspace(0, horizon - 1, min(horizon, SHOWN_FRAMES)).round().astype(int))
+    size = truth.shape[2]
+    figure = Figure(layout="constrained")
+    height = len(found.shown) + 1
+    figure.set_size_inches(1 + 0.8 * (len(before) + len(after)), 0.8 * height * len(truth) + 0.5)
+    for number, axes in enumerate(figure.subplots(len(truth), squeeze=False).flat):
+        blank = np.full((len(before), size, size, 3), WHITE, np.uint8)
+        rows = [np.concatenate([truth[number, before], truth[number, context + after]])]
+        rows += [np.concatenate([blank, frames[number, after]]) for frames in found.shown.values()]
+        axes.imshow(tiles(np.stack(rows)), interpolation="nearest")
+        axes.set_yticks((np.arange(height) + 0.5) * (size + GAP), ["truth", *found.shown])
+        labels = [place - context + 1 for place in before] + (after + 1).tolist()
+        axes.set_xticks((np.arange(len(labels)) + 0.5) * (size + GAP), labels)
+        axes.tick_params(length=0, labelsize="small")
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def tiles(pictures: np.ndarray) -> np.ndarray:
+    """Return uint8 (rows, columns, S, S, 3) as one picture, with gaps between."""
+    padded = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=WHITE)
+    rows, columns, height, width, _ = padded.shape
+    return padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+
+
+def write_report(result: dict[str, Any], found: Judgement, windows: int, path: Path) -> list[Path]:
+    """Write `path` with the endings .json, .png and _strip.png; return their paths."""
+    figures = {".png": plot(result), "_strip.png": strip(found, result["context"], windows)}
+    contents: dict[str, Any] = {".json": json.dumps(result, indent=1)}
+    for ending, figure in figures.items():
+        contents[ending] = lambda file, figure=figure: figure.savefig(
+            file, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight"
+        )
+    for ending, content in contents.items():
+        write_atomically(path.with_name(path.name + ending), content)
+    return [path.with_name(path.name + ending) for ending in contents]
