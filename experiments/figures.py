@@ -43,7 +43,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     draw_curves(curves, record, colours)
     draw_evaluations(final, record, colours)
     for axes in (curves, final):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
     save(figure, path)
 
 

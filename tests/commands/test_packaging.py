@@ -73,7 +73,7 @@ def test_commands_work_from_any_folder_where_the_package_is_installed() -> None:
     except PackageNotFoundError:
         pytest.skip("this environment was not made by setup.sh")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for path in ["experiments/catch.py", "experiments/joint_prior.py", "tests/kill_and_compare.py"]:
+    for path in ["experiments/quick_start.py", "experiments/joint_prior.py", "tests/kill_and_compare.py"]:
         command = [sys.executable, str(REPOSITORY / path), "--help"]
         assert subprocess.run(command, cwd="/", env=environment, capture_output=True).returncode == 0
     imports = "import agents, utils, sub_models, experiments, sweeping, reporting"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
-from experiments import catch, training
+from experiments import quick_start, training
 
 LIMIT = 3000  # environment steps
+TARGET = 0.8  # mean return of 50 training episodes; 1 is perfect, random play -0.6
 EVERY_SPEED_SETTING = ("BasicSettings.Precision=bfloat16", "BasicSettings.Compile=always")
 
 
@@ -26,19 +26,9 @@ EVERY_SPEED_SETTING = ("BasicSettings.Precision=bfloat16", "BasicSettings.Compil
     ids=["STORM", "GITSTORM", "STORM-fastest", "GITSTORM-fastest"],
 )
 def test_catch_is_learned(tmp_path: Path, model: str, overrides: tuple[str, ...]) -> None:
-    name, needed = catch.run_name(model, 0), None
-    process = catch.start(model, 0, tmp_path, *overrides)
-    try:
-        while needed is None and process.poll() is None:
-            time.sleep(catch.PAUSE)
-            needed = catch.steps_needed(training.training_returns(name, tmp_path))
-        code = training.stop(process)
-    finally:
-        process.kill()
-        process.wait()
-    log = (tmp_path / f"{name}.log").read_text()
-    assert code in catch.SAVED, log
-    needed = needed or catch.steps_needed(training.training_returns(name, tmp_path))
+    quick_start.train("catch", f"{model}-catch", list(overrides), TARGET, tmp_path)
+    log = (tmp_path / "catch.log").read_text()
+    needed = quick_start.steps_needed(training.training_returns("catch", tmp_path), TARGET)
     assert needed is not None and needed < LIMIT, log
     assert "running it eagerly" not in log
 
@@ -83,7 +73,8 @@ def test_a_hand_is_moved_to_its_target(tmp_path: Path, task: str) -> None:
 def test_steps_needed_is_when_fifty_episodes_average_the_target(
     returns: list[float], step: int | None
 ) -> None:
-    assert catch.steps_needed([(9 * (index + 1), value) for index, value in enumerate(returns)]) == step
+    episodes = [(9 * (index + 1), value) for index, value in enumerate(returns)]
+    assert quick_start.steps_needed(episodes, TARGET) == step
 
 
 def test_training_returns_are_read_from_whole_lines(tmp_path: Path) -> None:
