@@ -44,11 +44,18 @@ MODEL_TESTS = [
     "tests/test_key_effects.py",
     "tests/training/test_trainer.py",
 ]
-RUN_TESTS = ["tests/training", "tests/test_key_effects.py", "tests/commands/test_end_to_end.py"]
+RUN_TESTS = [
+    "tests/training/test_trainer.py",
+    "tests/training",
+    "tests/test_key_effects.py",
+    "tests/commands/test_end_to_end.py",
+]
 TESTS = {  # of a file: of the first of these that its path begins with
     "sub_models/storm_checkpoint": ["tests/sub_models/test_parity.py", "tests/commands/test_end_to_end.py"],
     "sub_models/": MODEL_TESTS,
     "agents": [*MODEL_TESTS, "tests/evaluation"],
+    "training/measurements": ["tests/benchmarking"],
+    "training/video": ["tests/training/test_video.py", "tests/evaluation"],
     "training/": [*RUN_TESTS, "tests/evaluation", "tests/commands/test_bad_input.py"],
     "env_wrapper": ["tests/test_env_wrapper.py", "tests/environments", *RUN_TESTS],
 }
