@@ -148,6 +148,15 @@ def test_no_mixer_sees_another_step(mixer: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
+def test_a_mixer_takes_in_every_latent_and_the_whole_action(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = MIXERS[mixer](control_config(mixer=mixer).Models.WorldModel, DIMS).eval()
+    latent, action = torch.randn(1, 1, 20, requires_grad=True), torch.randn(1, 1, DIMS, requires_grad=True)
+    model(latent, action)[0, 0, 0].backward()
+    assert (latent.grad.abs() > 1e-6).all() and (action.grad.abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_the_sequence_model_stays_causal_and_cached(mixer: str) -> None:
     torch.manual_seed(0)
     model = SequenceModel(control_config(mixer=mixer).Models.WorldModel, BOX).eval()
