@@ -42,6 +42,7 @@ REACH = {
 }
 
 
+@pytest.mark.first
 @pytest.mark.parametrize(
     "task", ["bandit", "pointing", pytest.param("bandit-pixels", marks=pytest.mark.slow)]
 )
