@@ -1,8 +1,8 @@
-"""The curves of a report as frames (x, value, value_low, value_high): profiles, learning, efficiency."""
+"""The curves of a report as frames (x, value, value_low, value_high): profiles and learning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pandas import DataFrame
@@ -10,7 +10,7 @@ from pandas import DataFrame
 from reporting.grid import Comparison, by_label, named
 from reporting.published import REFERENCE
 from reporting.runs import Run
-from reporting.statistics import aggregate, mean_curve, performance_profile
+from reporting.statistics import mean_curve, performance_profile
 
 COMPARED = (REFERENCE, "DreamerV3_2023", "IRIS", "DIAMOND")  # published methods drawn as curves
 THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance profile
@@ -28,36 +28,21 @@ def profiles(comparison: Comparison) -> dict[str, DataFrame]:
     return {name: _curve(THRESHOLDS, *performance_profile(grid, THRESHOLDS)) for name, grid in grids.items()}
 
 
-def learning_curve(grid: DataFrame) -> DataFrame:
-    """Return the mean over seeds of returns (steps, seeds), with its interval."""
-    return _curve(grid.index, *mean_curve(grid.to_numpy().T))
-
-
-def efficiency_curve(grid: DataFrame) -> DataFrame:
-    """Return the IQM of human-normalised scores (steps, (game, seed)), with its interval."""
-    games = grid.columns.get_level_values("game")
-    rows = [
-        aggregate({game: scores[games == game].to_numpy() for game in dict.fromkeys(games)})["iqm"]
-        for _, scores in grid.iterrows()
-    ]
-    value, low, high = np.asarray(rows, float).T
-    return _curve(grid.index, value, (low, high))
-
-
-def by_method(
-    runs: Sequence[Run], scores: DataFrame, column: str, make: Callable[[DataFrame], DataFrame]
-) -> tuple[dict[str, DataFrame], list[str]]:
-    """Return a curve of each method at the steps that all its runs in `scores` were evaluated at.
+def learning_curves(runs: Sequence[Run], scores: DataFrame) -> tuple[dict[str, DataFrame], list[str]]:
+    """Return each method's mean return, over its seeds, at the steps that all its runs were evaluated at.
 
     Also which runs are in no curve, and why.
+
+    Args:
+        runs: of one game. scores: of these runs.
     """
     curves, missing = {}, []
     for label, group in by_label(runs).items():
         own = scores[scores.run.isin([run.name for run in group])]
         missing += named(label, [run for run in group if run.name not in set(own.run)], "no score to draw")
-        grid = own.pivot(index="step", columns=["game", "seed"], values=column).dropna()
+        grid = own.pivot(index="step", columns="seed", values="mean").dropna()
         if len(grid):
-            curves[label] = make(grid)
+            curves[label] = _curve(grid.index, *mean_curve(grid.to_numpy().T))
         elif len(own):
             missing.append(
                 f"{label}: no step that all its runs were evaluated at: {', '.join(own.run.unique())}"

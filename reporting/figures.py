@@ -103,14 +103,6 @@ def _draw_curve(axis: Axes, curve: DataFrame, colour: str, label: str, style: st
         axis.vlines(curve.x, curve.value_low, curve.value_high, color=colour, alpha=0.6)
 
 
-def _count_steps(axis: Axes) -> None:
-    """Label the horizontal axis with whole environment steps."""
-    axis.set_xlabel("environment steps")
-    axis.set_xlim(left=0)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-
-
 def draw_game(
     game: str,
     curves: Mapping[str, DataFrame],
@@ -132,7 +124,10 @@ def draw_game(
         axis.errorbar([BENCHMARK_STEP], [mean], reach, label=f"{REFERENCE}, published range", **look)
     axis.set_title(game, loc="left", fontsize=11, fontweight="bold")
     axis.set_ylabel("episode return")
-    _count_steps(axis)
+    axis.set_xlabel("environment steps")
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
     return figure
@@ -146,14 +141,3 @@ def _draw_training_returns(axis: Axes, run: Run, colour: str) -> None:
         spans = pandas.cut(history.return_steps, edges, include_lowest=True)
         means = Series(history.returns).groupby(spans, observed=True).mean()
         axis.plot([span.mid for span in means.index], means, color=colour, linewidth=0.8, alpha=0.45)
-
-
-def draw_efficiency(curves: Mapping[str, DataFrame], palette: Mapping[str, str]) -> Figure:
-    """IQM against environment steps."""
-    figure, (axis,) = new_figure(WIDTH, 3.4)
-    for label, curve in curves.items():
-        _draw_curve(axis, curve, palette[label], label)
-    axis.set_ylabel("IQM of human-normalised scores")
-    _count_steps(axis)
-    axis.legend()
-    return figure

@@ -106,7 +106,6 @@ class Parts:
             self._add_averages(comparison)
         self.curves = {game: f"curves/{name}" for game, name in file_names(games).items()}
         self.missing["curves"] = [line for game in games for line in self._add_learning_curves(game)]
-        self._add_efficiency()
         self.videos = newest_videos(runs)
         self.left_out = [f"left out: {line}" for line in left_out]
         self.limits = [*grid.remarks(runs, published), *self.left_out]
@@ -116,7 +115,6 @@ class Parts:
         table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison)
         if not comparison.ours:
             return
-        self.tables[f"improvement{suffix}"] = tables.improvement_table(comparison)
         profiles = curves.profiles(comparison)
         self.figures[f"aggregates{suffix}"] = figures.draw_aggregates(table.frame, self.palette)
         self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(profiles, self.palette)
@@ -133,20 +131,10 @@ class Parts:
         """Draw one game; return which runs are left out."""
         runs = [run for run in self.runs if run.game == game]
         scores = self.scores[self.scores.game == game]
-        lines, missing = curves.by_method(runs, scores, "mean", curves.learning_curve)
+        lines, missing = curves.learning_curves(runs, scores)
         reference = self.published.seed_range(game) if any(run.benchmarked for run in runs) else None
         self.figures[self.curves[game]] = figures.draw_game(game, lines, runs, reference, self.palette)
         return missing
-
-    def _add_efficiency(self) -> None:
-        known = self.scores[self.scores.human_normalised.notna()]
-        curve = curves.efficiency_curve
-        lines, self.missing["efficiency"] = curves.by_method(self.runs, known, "human_normalised", curve)
-        self.played = {
-            label: ", ".join(rows.game.unique()) for label, rows in known.groupby("method") if label in lines
-        }
-        if lines:
-            self.figures["efficiency"] = figures.draw_efficiency(lines, self.palette)
 
 
 def newest_videos(runs: Sequence[Run]) -> dict[str, bytes]:

@@ -82,25 +82,6 @@ def performance_profile(grid: Grid, thresholds: np.ndarray) -> tuple[np.ndarray,
     return profile(*games), bootstrap(games, profile)
 
 
-def probability_of_improvement(ours: Grid, theirs: Grid) -> Interval:
-    """Return the probability that a run of `ours` beats one of `theirs` on a random game of both.
-
-    On each game it is the Mann-Whitney statistic: a tie counts half.
-    """
-    games = sorted(set(ours) & set(theirs))
-
-    def probability(*samples: np.ndarray) -> np.ndarray:
-        chances = []
-        for first, second in zip(samples[: len(games)], samples[len(games) :], strict=True):
-            first, second = first[..., :, None], second[..., None, :]
-            chances.append(((first > second) + (first == second) / 2).mean((-2, -1)))
-        return np.mean(chances, axis=0)[None]
-
-    samples = [ours[game] for game in games] + [theirs[game] for game in games]
-    bounds = bootstrap(samples, probability) or ()
-    return Interval(float(probability(*samples)[0]), *(float(bound[0]) for bound in bounds))
-
-
 def mean_curve(curves: np.ndarray) -> tuple[np.ndarray, tuple | None]:
     """Return the mean over seeds of curves (seeds, steps), and its bounds, each (steps,)."""
     return curves.mean(0), bootstrap([curves.T], lambda resampled: resampled.mean(-1))

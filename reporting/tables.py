@@ -15,7 +15,7 @@ from evaluation.scores import reference_scores
 from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE, Published
 from reporting.runs import SECONDS_PER_HOUR, Run
-from reporting.statistics import HUMAN, Grid, Interval, aggregate, probability_of_improvement
+from reporting.statistics import HUMAN, Grid, Interval, aggregate
 from utils import write_atomically
 
 OURS = "here"  # origin of a row that is not from the literature
@@ -143,20 +143,6 @@ def _grid_row(name: str, origin: str, grid: Grid) -> list[Any]:
     seeds = span(Series([len(scores) for scores in grid.values()]))
     superhuman = sum(scores.mean() > HUMAN for scores in grid.values())
     return [name, origin, len(grid), seeds, *aggregate(grid).values(), superhuman]
-
-
-def improvement_table(comparison: Comparison) -> Table:
-    """Return the probability that a run of ours beats a run of each other method with per-run scores."""
-    known = [(name, OURS, grid) for name, grid in comparison.ours.items()]
-    known += [(name, "published", grid) for name, grid in comparison.published.items()]
-    rows = [
-        [label, name, origin, len(comparison.games), probability_of_improvement(grid, other)]
-        for label, grid in comparison.ours.items()
-        for name, origin, other in known
-        if other is not grid
-    ]
-    columns = "method other other_origin games probability_of_improvement:3"
-    return make_table(f"probability_of_improvement{comparison.suffix}", columns, rows)
 
 
 def speed_table(runs: Sequence[Run]) -> Table:
