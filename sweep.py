@@ -66,10 +66,10 @@ def main(arguments: list[str]) -> int:
     if options.task is not None:
         os.chdir(options.storage)
         return train.main(list(runs[0].settings))
-    entries, table = [Entry(run) for run in runs], Table(sys.stderr)
+    entries, table = [Entry(run) for run in runs], Table()
     table.show(entries)
     stopped = not all(entry.is_over for entry in entries) and run_all(entries, options, table)
-    table.clear()
+    table.close()
     print(summary(entries), file=sys.stderr)
     failed = [entry for entry in entries if entry.state == FAILED]
     for entry in failed:

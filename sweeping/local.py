@@ -29,9 +29,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
-# The last line of a log is what a running command has to say.
-BAR = "{l_bar} {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left{postfix}"
-ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TQDM_BAR_FORMAT": BAR, "TQDM_MININTERVAL": "5"}
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "5"}
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class SweepRun:
         return None
 
     def last_line(self, stage: str) -> str:
-        """Return the last line that a stage printed; while a progress bar moves, that is the bar."""
+        """Return the last line that a stage printed."""
         path = self.log(stage)
         text = path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if path.is_file() else ""
         lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()] or [""]

@@ -1,17 +1,13 @@
-"""The live table of a sweep: redrawn in place on a terminal, one line per change elsewhere."""
+"""What a sweep says of its runs: a line for each change and, on a terminal, how many are in which state."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import sys
 from collections.abc import Collection
-from typing import TextIO
 
-from sweeping.runs import EVALUATE, TRAIN
-from sweeping.scheduler import EVALUATING, FAILED, STATES, TRAINING, WAITING, Entry
+from tqdm import tqdm
 
-CLEAR_BELOW = "\x1b[J"
-UP = "\x1b[{}F"  # to the start of the line so many above
+from sweeping.scheduler import STATES, WAITING, Entry
 
 
 def summary(entries: Collection[Entry]) -> str:
@@ -28,42 +24,21 @@ def describe(entry: Entry) -> str:
 
 
 class Table:
-    """Shows the entries of a sweep on a stream."""
+    """Shows the entries of a sweep on stderr."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._drawn = 0  # lines of the table on the terminal
+    def __init__(self) -> None:
+        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False)  # on a terminal only
         self._said: dict[str, str] = {}
 
     def show(self, entries: Collection[Entry]) -> None:
         """Bring what is shown up to date."""
-        if self._stream.isatty():
-            lines = table_lines(entries, shutil.get_terminal_size())
-            self.clear()
-            self._drawn = len(lines)
-        else:
-            words = {entry.run.name: describe(entry) for entry in entries}
-            lines = [
-                f"{name}: {said}" for name, said in words.items() if said != self._said.get(name, WAITING)
-            ]
-            self._said = words
-        self._stream.write("".join(f"{line}\n" for line in lines))
-        self._stream.flush()
+        for entry in entries:
+            words = describe(entry)
+            if words != self._said.get(entry.run.name, WAITING):
+                tqdm.write(f"{entry.run.name}: {words}", file=sys.stderr)
+            self._said[entry.run.name] = words
+        self._bar.set_description_str(summary(entries))
 
-    def clear(self) -> None:
-        """Take the table off the terminal."""
-        if self._drawn:
-            self._stream.write(UP.format(self._drawn) + CLEAR_BELOW)
-        self._drawn = 0
-
-
-def table_lines(entries: Collection[Entry], size: os.terminal_size) -> list[str]:
-    """Return a summary and a row for each run that is at work or failed, as many as fit."""
-    rows = [f"  {entry.run.name}  {describe(entry)}" for entry in entries if entry.state == FAILED]
-    for stage, state in ((TRAIN, TRAINING), (EVALUATE, EVALUATING)):
-        at_work = [entry for entry in entries if entry.state == state]
-        rows += [f"  {each.run.name}  {describe(each)}  {each.run.last_line(stage)}" for each in at_work]
-    room = size.lines - 3
-    if len(rows) > room:
-        rows = [*rows[: room - 1], f"  … and {len(rows) - room + 1} more"]
-    return [line[: size.columns - 1] for line in [summary(entries), *rows]]
+    def close(self) -> None:
+        """Take the last line off the terminal."""
+        self._bar.close()

@@ -12,7 +12,6 @@ from sweeping.local import Job
 from sweeping.runs import SweepRun
 from sweeping.scheduler import (
     EVALUATED,
-    EVALUATING,
     FAILED,
     STOPPED,
     TRAINED,
@@ -124,7 +123,22 @@ def test_what_is_done_or_cannot_be_tried_is_not_started(tmp_path: Path) -> None:
     assert other.is_over and other.state == FAILED and "Models.Agent.Gamma was 0.5" in other.note
 
 
-# --- the table
+# --- what is said
+
+
+def test_each_change_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [Entry(run) for run in plan(tmp_path, "seeds=0,1")]
+    table = Table()
+    table.show(entries)
+    assert capsys.readouterr().err == ""
+    entries[0].state = TRAINING
+    for _ in range(3):
+        table.show(entries)
+    entries[0].attempts, entries[0].note = 2, "killed by SIGKILL"
+    table.show(entries)
+    name = entries[0].run.name
+    said = f"{name}: training\n{name}: training, attempt 2 (killed by SIGKILL)\n"
+    assert capsys.readouterr().err == said
 
 
 class Terminal(io.StringIO):
@@ -132,42 +146,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_outside_a_terminal_each_change_is_one_line(tmp_path: Path) -> None:
-    entries = [Entry(run) for run in plan(tmp_path, "seeds=0,1")]
-    stream = io.StringIO()
-    table = Table(stream)
-    table.show(entries)
-    assert stream.getvalue() == ""
-    entries[0].state = TRAINING
-    for _ in range(3):
-        table.show(entries)
-    entries[0].attempts, entries[0].note = 2, "killed by SIGKILL"
-    table.show(entries)
-    name = entries[0].run.name
-    assert stream.getvalue() == f"{name}: training\n{name}: training, attempt 2 (killed by SIGKILL)\n"
-
-
-def test_on_a_terminal_the_table_is_redrawn_and_tells_trained_from_evaluated(
+def test_a_terminal_also_counts_states_and_tells_trained_from_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("LINES", "6")
-    entries = [Entry(run) for run in plan(tmp_path, "seeds=0,1,2,3,4,5,6")]
-    states = (EVALUATED, TRAINED, EVALUATING, TRAINING, TRAINING, TRAINING, WAITING)
-    for entry, entry.state in zip(entries, states, strict=True):
-        stage = "evaluate" if entry.state == EVALUATING else "train"
-        entry.run.log(stage).parent.mkdir(parents=True, exist_ok=True)
-        entry.run.log(stage).write_text(f"=== a line\n 2 of 4 {stage}\r 3 of 4 {stage}")
     stream = Terminal()
-    table = Table(stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    states = zip(plan(tmp_path, "seeds=0,1,2,3"), (EVALUATED, TRAINED, TRAINING, WAITING), strict=True)
+    entries = [Entry(run, state) for run, state in states]
+    table = Table()
     table.show(entries)
-    first = stream.getvalue()
-    assert "7 runs: 1 waiting, 3 training, 1 trained, 1 evaluating, 1 evaluated\n" in first
-    assert "training  3 of 4 train\n" in first and "and 2 more" in first
-    lines = first.splitlines()
-    assert len(lines) < 6 and all(len(line) < 100 for line in lines)
-    table.show(entries)
-    assert stream.getvalue() == first + f"\x1b[{len(lines)}F\x1b[J" + first
-    monkeypatch.setenv("LINES", "20")
-    table.show(entries)
-    assert "evaluating  3 of 4 evaluate\n" in stream.getvalue()
+    table.close()
+    assert "4 runs: 1 waiting, 1 training, 1 trained, 1 evaluated" in stream.getvalue()
+    assert stream.getvalue().endswith("\r")

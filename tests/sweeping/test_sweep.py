@@ -50,7 +50,7 @@ def test_a_run_to_its_score_and_report_and_nothing_the_second_time(
         "1 run: 1 evaluated",
     ]
     assert printed.startswith(f"{run.name}  step 20: mean return ")
-    assert "1 of 1 episodes" in run.log("evaluate").read_text()
+    assert "1/1" in run.log("evaluate").read_text()
     stamp = run.directory.status_file.stat().st_mtime_ns
     monkeypatch.setattr(
         sweep.subprocess, "run", lambda command: asked.append(command) or Namespace(returncode=0)
