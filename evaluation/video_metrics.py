@@ -123,13 +123,13 @@ class Network:
         return features.flatten(1).double().cpu().numpy()
 
     @torch.no_grad()
-    def distances(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    def lpips(self, truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Return distances (B, T) of frames, by the call of LPIPS: two (N, 3, S, S) in [-1, 1]."""
         pair = [
             torch.from_numpy(frames).to(self._device).flatten(0, 1).permute(0, 3, 1, 2) * (2 / PIXEL_MAX) - 1
             for frames in (truth, predicted)
         ]
-        return self._call(*pair).reshape(truth.shape[:2]).double().cpu().numpy()
+        return {"lpips": self._call(*pair).reshape(truth.shape[:2]).double().cpu().numpy()}
 
     def _call(self, *pictures: Tensor, **how: bool) -> Tensor:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from sub_models.world_models import WorldModel
 from utils import UserError
 
 Plan = tuple[int, int, int]  # T_draft, T_revise, M
+Measure = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]  # of truth, prediction: (B, h)
 COPY = "last frame"
 
 
@@ -117,15 +118,8 @@ class Tally:
     counts: Tensor | float = 0.0
     seconds: float = 0.0
 
-    def add(
-        self, truth: np.ndarray, predicted: Predicted, fvd: Network | None, lpips: Network | None
-    ) -> None:
-        """Measure a batch of predictions; truth is uint8 (B, h, S, S, 3)."""
-        scores = frame_scores(truth, predicted.frames)
-        if lpips is not None:
-            scores["lpips"] = lpips.distances(truth, predicted.frames)
-        if fvd is not None:
-            self.features.append(fvd.features(predicted.frames))
+    def add(self, predicted: Predicted, scores: dict[str, np.ndarray]) -> None:
+        """Count a batch of predictions and their scores, each (B, h)."""
         if predicted.nats is not None:
             scores["prior_nats"] = predicted.nats.cpu().numpy()
             self.counts = self.counts + predicted.counts.cpu()
@@ -167,14 +161,15 @@ def judge(
     batches: Iterator[Batch],
     context: int,
     group: int,
-    networks: dict[str, Network],
+    measures: Sequence[Measure] = (frame_scores,),
+    fvd: Network | None = None,
 ) -> Judgement:
     """Measure predictions of batches of windows (B, context + h); what is in the context counts nowhere.
 
     Args:
-        group: windows whose features a Fréchet distance is taken of. networks: "fvd" and "lpips", or not.
+        measures: of uint8 (B, h, S, S, 3), truth and prediction. fvd: whose features are compared.
+        group: windows whose features a Fréchet distance is taken of.
     """
-    fvd, lpips = networks.get("fvd"), networks.get("lpips")
     tallies = {name: Tally() for name in predictors}
     features, shown, first, windows = [], {}, None, 0
     for batch in batches:
@@ -184,7 +179,10 @@ def judge(
             features.append(fvd.features(truth))
         for name, predict in predictors.items():
             predicted = predict(batch)
-            tallies[name].add(truth, predicted, fvd, lpips)
+            scores = [measure(truth, predicted.frames) for measure in measures]
+            tallies[name].add(predicted, {key: value for each in scores for key, value in each.items()})
+            if fvd is not None:
+                tallies[name].features.append(fvd.features(predicted.frames))
             shown.setdefault(name, predicted.frames)
         first = batch.observation.numpy() if first is None else first
     results = {name: tally.result(features, group) for name, tally in tallies.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from configuration.schema import Config
 from evaluation.clips import Clips
 from evaluation.policies import load_models
 from evaluation.target import Target, read_target
-from evaluation.video_metrics import Network
-from evaluation.video_prediction import COPY, Judgement, copies, judge, predictors_of
+from evaluation.video_metrics import Network, frame_scores
+from evaluation.video_prediction import COPY, Judgement, Measure, copies, judge, predictors_of
 from run_files.manifest import read_json
 from run_files.provenance import machine_facts
 from utils import UserError, as_file_name, resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
+BATCH = 32  # windows that are predicted at once
 COLUMNS = ("mse", "psnr", "ssim", "lpips", "fvd", "prior_perplexity", "code_perplexity", "seconds")
 PANELS = {
     "mse": "mean square error",
@@ -37,53 +39,59 @@ GAP, WHITE = 2, 255  # pixels between pictures, and their colour
 
 
 def report_video(target: Target, options: argparse.Namespace) -> None:
-    """Judge the last checkpoint of a run, and of those beside it, on the clips that none was trained on.
+    """Judge the last checkpoint of a run, and of those beside it, print and write the result."""
+    result, found = judge_runs(target, options)
+    print(table(result))
+    name = f"video-{target.steps[-1]}-seed_{target.seed} {target.settings}"
+    path = target.run.shown / as_file_name(name.strip())
+    written = write_report(result, found, target.config.Evaluation.VideoWindows, path)
+    print(f"wrote {', '.join(map(str, written))}")
+
+
+def judge_runs(
+    target: Target, options: argparse.Namespace, measures: Sequence[Measure] = (frame_scores,)
+) -> tuple[dict[str, Any], Judgement]:
+    """Judge runs on the clips that none was trained on.
+
+    Args:
+        measures: of frames, to which LPIPS is added if the options name its network.
+
+    Returns:
+        The result, ready for JSON, and the first windows.
 
     Raises:
         UserError: a run was not trained on clips, or on others; or something cannot be read.
     """
-    others = [
-        read_target(argparse.Namespace(**{**vars(options), "run_name": name})) for name in options.beside
-    ]
-    targets = [target, *others]
+    others = [argparse.Namespace(**{**vars(options), "run_name": name}) for name in options.beside]
+    targets = [target, *map(read_target, others)]
     check_same_split(targets)
-    settings, video = target.config.BasicSettings, target.config.VideoPrediction
-    execution = Execution(settings, resolve_device(settings.device))
-    paths = {"fvd": options.fvd_network, "lpips": options.lpips_network}
-    networks = {
-        name: Network(f"{name}_network", path, execution.device) for name, path in paths.items() if path
-    }
+    config, video = target.config, target.config.VideoPrediction
+    execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
+    fvd = options.fvd_network and Network("fvd_network", options.fvd_network, execution.device)
+    if options.lpips_network:
+        measures = [*measures, Network("lpips_network", options.lpips_network, execution.device).lpips]
     length = video.Context + video.Horizon
-    target.run.shown.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(Clips(saved_config(target), True, target.run.shown, length)) as clips:
         check_never_trained_on(clips, targets)
         predictors = {COPY: copies(video.Context)}
         for each in targets:
             check_length(each.config, length)
-            world_model, *_ = load_models(
-                each.config, clips.spaces, execution, each.checkpoints, each.steps[-1]
-            )
-            predictors |= predictors_of(
-                each.run.name, world_model, options.plans, video.Context, settings.Seed
-            )
-        batches = clips.spread(video.Clips * video.Groups, length, target.config.JointTrainAgent.BatchSize)
-        found = judge(predictors, batches, video.Context, video.Clips, networks)
-        result = {
-            "steps": {each.run.name: each.steps[-1] for each in targets},
-            "seed": settings.Seed,
-            **machine_facts(execution.device),
-            "context": video.Context,
-            "horizon": video.Horizon,
-            "windows": found.windows,
-            "group": min(video.Clips, found.windows),
-            "clips": clips.names,
-            "notes": clips.notes,
-            "predictors": found.results,
-        }
-    print(table(result))
-    name = as_file_name(f"video-{target.steps[-1]}-seed_{settings.Seed} {target.settings}".strip())
-    written = write_report(result, found, target.config.Evaluation.VideoWindows, target.run.shown / name)
-    print(f"wrote {', '.join(map(str, written))}")
+            models = load_models(each.config, clips.spaces, execution, each.checkpoints, each.steps[-1])
+            predictors |= predictors_of(each.run.name, models[0], options.plans, video.Context, target.seed)
+        batches = clips.spread(video.Clips * video.Groups, length, BATCH)
+        found = judge(predictors, batches, video.Context, video.Clips, measures, fvd)
+    return {
+        "steps": {each.run.name: each.steps[-1] for each in targets},
+        "seed": target.seed,
+        **machine_facts(execution.device),
+        "context": video.Context,
+        "horizon": video.Horizon,
+        "windows": found.windows,
+        "group": min(video.Clips, found.windows),
+        "clips": clips.names,
+        "notes": clips.notes,
+        "predictors": found.results,
+    }, found
 
 
 def saved_config(target: Target) -> Config:
@@ -170,7 +178,7 @@ def strip(found: Judgement, context: int, windows: int) -> Figure:
     before = list(range(max(0, context - SHOWN_CONTEXT), context))
     after = np.unique(np.linspace(0, horizon - 1, min(horizon, SHOWN_FRAMES)).round().astype(int))
     size = truth.shape[2]
-    figure = Figure(layout="constrained")
+    figure = Figure(layout="compressed")
     height = len(found.shown) + 1
     figure.set_size_inches(1 + 0.8 * (len(before) + len(after)), 0.8 * height * len(truth) + 0.5)
     for number, axes in enumerate(figure.subplots(len(truth), squeeze=False).flat):

@@ -38,7 +38,7 @@ YAML_FILES = sorted((REPOSITORY / "config_files").glob("*.yaml"))
 def test_every_yaml_of_the_repository_loads_and_names_its_runs(path: Path) -> None:
     config = load_config([f"BasicSettings.config_path=config_files/{path.name}", "BasicSettings.Seed=3"])
     kinds = {"catch": "Diagnostic_Catch-v0", "control": "dm_control_cartpole-balance-v0"}
-    kinds["pixels"] = kinds["control"]
+    kinds |= {"pixels": kinds["control"], "video": "clips"}
     game = kinds.get(path.stem.split("-")[-1], "Boxing")
     assert config.BasicSettings.n == f"{game}-{path.stem}-seed_3"
     assert config.JointTrainAgent.ModelType == path.stem.split("-")[0]

@@ -155,7 +155,7 @@ def test_networks_are_called_as_the_public_ones(tmp_path: Path) -> None:
     features = Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU).features(video)
     assert features.dtype == np.float64 and features.tolist() == [[0, 40, 0]] * 5
     lpips = Network("lpips_network", saved(TinyLPIPS(), tmp_path / "lpips.pt"), CPU)
-    distances = lpips.distances(video, video + 51)
+    distances = lpips.lpips(video, video + 51)["lpips"]
     assert distances.shape == (5, 4) and distances == pytest.approx(0.16)
 
 

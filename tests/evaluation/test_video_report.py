@@ -30,11 +30,11 @@ SHORT = (
 def test_the_context_is_never_counted(tmp_path: Path) -> None:
     batch = random_batch(6, CONTEXT + HORIZON)
     batch.observation[:, CONTEXT:] = 100
-    networks = {"fvd": Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)}
+    i3d = Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)
     world_model, _ = small_models()
 
     def judged(predictors: dict) -> dict:
-        return judge(predictors, iter([batch]), CONTEXT, 6, networks).results
+        return judge(predictors, iter([batch]), CONTEXT, 6, fvd=i3d).results
 
     def right(batch: object) -> Predicted:
         return Predicted(batch.observation[:, CONTEXT:].numpy())
@@ -51,7 +51,7 @@ def test_the_context_is_never_counted(tmp_path: Path) -> None:
 
 
 def test_groups_are_judged_apart_and_averaged(tmp_path: Path) -> None:
-    networks = {"fvd": Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)}
+    i3d = Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)
     batches = [random_batch(4, CONTEXT + HORIZON, seed) for seed in range(3)]
 
     def predict(batch: object) -> Predicted:
@@ -60,7 +60,7 @@ def test_groups_are_judged_apart_and_averaged(tmp_path: Path) -> None:
 
     for batch in batches:
         batch.observation.clamp_(max=200)
-    found = judge({"x": predict}, iter(batches), CONTEXT, 4, networks)
+    found = judge({"x": predict}, iter(batches), CONTEXT, 4, fvd=i3d)
     expected = np.mean([3 * (shift * HORIZON) ** 2 for shift in (1, 2, 3)])
     assert found.windows == 12 and found.results["x"]["fvd"] == pytest.approx(expected)
     assert len(found.truth) == len(found.shown["x"]) == 4
@@ -70,7 +70,7 @@ def test_plans_are_tried_on_the_same_weights_and_left_as_they_were() -> None:
     world_model, _ = small_models("GITSTORM")
     own = world_model.prior.plan
     predictors = dict(predictors_of("run", world_model, [(1, 1, 1), (2, 2, 1)], CONTEXT, 0))
-    found = judge(predictors, iter([random_batch(3, CONTEXT + HORIZON)]), CONTEXT, 3, {}).results
+    found = judge(predictors, iter([random_batch(3, CONTEXT + HORIZON)]), CONTEXT, 3).results
     assert [*found] == ["run 1/1/1", "run 2/2/1"]
     assert found["run 1/1/1"]["prior_perplexity"] != found["run 2/2/1"]["prior_perplexity"]
     assert world_model.prior.plan == own
@@ -82,7 +82,7 @@ def test_a_prior_that_knows_nothing_is_as_perplexed_as_there_are_classes() -> No
     torch.nn.init.zeros_(world_model.prior.head.weight)
     torch.nn.init.zeros_(world_model.prior.head.bias)
     predictors = dict(predictors_of("run", world_model, [], CONTEXT, 0))
-    found = judge(predictors, iter([random_batch(64, CONTEXT + HORIZON)]), CONTEXT, 3, {}).results["run"]
+    found = judge(predictors, iter([random_batch(64, CONTEXT + HORIZON)]), CONTEXT, 3).results["run"]
     classes = world_model.config.NumClasses
     assert found["prior_perplexity"] == pytest.approx(classes, rel=1e-5)
     assert 0.95 * classes < found["code_perplexity"] <= classes
@@ -156,11 +156,12 @@ def test_held_out_clips_are_judged_and_pictured(folder: Path, tmp_path: Path) ->
 def test_another_seed_draws_anew_on_the_same_clips(folder: Path) -> None:
     reports = []
     for seed in (0, 5):
-        assert judged(folder, "-run_name=storm", f"-seed={seed}").code == 0
+        more = (f"-seed={seed}", "VideoPrediction.Clips=2", "VideoPrediction.Groups=4")
+        assert judged(folder, "-run_name=storm", *more).code == 0
         path = folder / f"outputs/eval_result/storm/video-6-seed_{seed}.json"
         reports.append(json.loads(path.read_text()))
     one, other = reports
-    assert one["clips"] == other["clips"]
+    assert one["clips"] == other["clips"] and one["windows"] == 8 and one["group"] == 2
     assert one["predictors"][COPY] == other["predictors"][COPY]
     assert one["predictors"]["storm"]["mse"] != other["predictors"]["storm"]["mse"]
 

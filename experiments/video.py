@@ -1,0 +1,155 @@
+"""Compares priors in video prediction: what does a masked prior gain, and what does it cost?
+
+    python experiments/video.py [--data digits twins] [--seeds 0 1 2] [--steps 3000] [--out DIR]
+
+Clips are recorded into clips/<data> of the present folder, runs go to its outputs/, two at a time on
+one thread each; what is there already is continued, or only judged. STORM's prior, and MaskGIT trained
+with both KLOver, each sampled at several plans, learn the same clips; all are judged on the same windows
+of held-out ones. Writes <out>/<data>.json: every measure of every seed, and means with 95 % intervals
+(Student's t); <out>/<data>.png: measures against the time; and <out>/<data>_strip.png, of the first seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from environments.diagnostic import is_consistent
+from evaluation import record
+from evaluation.options import parse_options
+from evaluation.target import read_target
+from evaluation.video_metrics import frame_scores
+from evaluation.video_prediction import Judgement
+from evaluation.video_report import judge_runs, strip
+from experiments.figures import save
+from experiments.training import experiment_parser, run_facts, side_by_side, start_training, write_record
+from utils import run_cli
+
+DATA = {
+    "digits": ["-random=Diagnostic/Digits-v0"],
+    "twins": ["-random=Diagnostic/Twins-v0", "-without_actions"],
+}
+MODELS = {  # name → config, overrides
+    "STORM": ("STORM-video", []),
+    "masked": ("GITSTORM-video", ["Models.MaskGit.KLOver=masked"]),
+    "all": ("GITSTORM-video", ["Models.MaskGit.KLOver=all"]),
+}
+PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
+FRAMES, SIZE, WINDOWS = 32_000, 32, 256
+CONFIDENCE = 0.95
+STRIPS = 2  # windows in the picture
+PANELS = {"mse": "mean square error", "ssim": "SSIM", "prior_perplexity": "prior perplexity"}
+
+
+def run_name(data: str, model: str, seed: int) -> str:
+    """The name of a run, a folder of outputs/."""
+    return f"{data}-{model}-seed_{seed}"
+
+
+def record_clips(data: str) -> None:
+    """Record a data set, unless it is there."""
+    if not (folder := Path("clips") / data).is_dir():
+        size = f"BasicSettings.ImageSize={SIZE}"
+        record.main([*DATA[data], f"-out={folder}", f"-steps={FRAMES}", size])
+
+
+def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
+    """Train one run; what its record says of it."""
+    name, (config, overrides) = run_name(data, model, seed), MODELS[model]
+    settings = [
+        f"BasicSettings.trajectory_path={Path('clips', data).absolute()}",
+        f"BasicSettings.Seed={seed}",
+    ]
+    settings += [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "SaveEverySteps")]
+    process = start_training(name, config, [*settings, *overrides], Path.cwd())
+    if process.wait():
+        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
+    return {"data": data, "model": model, "seed": seed, **run_facts(name, Path.cwd())}
+
+
+def judge(data: str, seed: int) -> tuple[dict[str, Any], Judgement]:
+    """Judge all models of a data set and a seed on the same held-out windows."""
+    first, *others = (run_name(data, model, seed) for model in MODELS)
+    options = parse_options(
+        [f"-run_name={first}", f"-beside={','.join(others)}", f"-plans={PLANS}", "-checkpoints=last",
+         "-device=cpu", f"VideoPrediction.Clips={WINDOWS}"]
+    )  # fmt: skip
+    measures = [frame_scores]
+    if data == "twins":
+        measures.append(lambda truth, predicted: {"consistent": is_consistent(predicted).astype(float)})
+    result, found = judge_runs(read_target(options), options, measures)
+    plain = {name: name.replace(f"{data}-", "").replace(f"-seed_{seed}", "") for name in result["predictors"]}
+    result["predictors"] = {plain[name]: each for name, each in result["predictors"].items()}
+    return result, found
+
+
+def summarise(judgements: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and, of several seeds, 95 % interval of each measure by predictor."""
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for name, found in judgements[0]["predictors"].items():
+        for measure in (each for each in found if each != "by_horizon"):
+            values = [judgement["predictors"][name][measure] for judgement in judgements]
+            entry = {"mean": statistics.fmean(values)}
+            if len(values) > 1:
+                width = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+                entry["half_interval"] = float(width)
+            summary.setdefault(name, {})[measure] = entry
+    return summary
+
+
+def draw(summary: dict[str, dict[str, dict[str, float]]], data: str) -> Figure:
+    """Measures against the time that predicting took, with their intervals."""
+    panels = PANELS | ({"consistent": "share of consistent frames"} if data == "twins" else {})
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    for axes, (measure, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for number, (name, found) in enumerate(summary.items()):
+            if measure in found:
+                entry = found[measure]
+                seconds, width = found["seconds"]["mean"], entry.get("half_interval", 0.0)
+                axes.errorbar(
+                    seconds, entry["mean"], width, fmt="o", label=name, color=f"C{number}", capsize=2
+                )
+        axes.set(title=title, xlabel=f"seconds for {WINDOWS} windows")
+    figure.axes[0].legend(fontsize="x-small")
+    return figure
+
+
+def compare(data: str, seeds: list[int], steps: int, out: Path, arguments: list[str]) -> None:
+    """Train and judge all models of a data set; write the results after each seed."""
+    record_clips(data)
+    runs, judgements = [], []
+    for seed in seeds:
+        runs += side_by_side(lambda model, seed: train(data, model, seed, steps), MODELS, [seed])
+        result, found = judge(data, seed)
+        judgements.append(result)
+        summary = summarise(judgements)
+        content = {"data": data, "confidence": CONFIDENCE, "summary": summary, "runs": runs}
+        write_record(out / f"{data}.json", "video", arguments, content | {"judgements": judgements})
+        save(draw(summary, data), out / f"{data}.png")
+        if seed == seeds[0]:
+            named = replace(found, shown=dict(zip(result["predictors"], found.shown.values(), strict=True)))
+            save(strip(named, result["context"], STRIPS), out / f"{data}_strip.png")
+        for name, measures in result["predictors"].items():
+            values = {key: round(value, 4) for key, value in measures.items() if key != "by_horizon"}
+            print(f"{data} seed {seed}, {name}: {values}", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Compare on each data set."""
+    parser = experiment_parser("video", __doc__, seeds=[0, 1, 2])
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
+    parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    for data in options.data:
+        compare(data, options.seeds, options.steps, options.out, arguments)
+
+
+if __name__ == "__main__":
+    run_cli(main)
