@@ -30,7 +30,7 @@ class StepResult:
     """What one step of N environments brought."""
 
     observation: np.ndarray  # (N, *shape) as spaces says, what the next action is chosen on
-    reward: np.ndarray  # float32 (N,), to learn from: raw, or its sign if ClipRewards
+    reward: np.ndarray  # float32 (N,), to learn from, as `rewards_to_learn` gives it
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
     episode_return: np.ndarray  # float64 (N,), raw, of the episode that ended here; meaningless elsewhere
@@ -39,6 +39,12 @@ class StepResult:
 
 class EnvironmentFault(Exception):
     """An environment died, hung, raised or returned nonsense; all N have begun new episodes on new seeds."""
+
+
+def rewards_to_learn(reward: np.ndarray, settings: EnvironmentSettings) -> np.ndarray:
+    """Return what is learned from of raw rewards: them, or their signs if ClipRewards, times RewardScale."""
+    kept = np.sign(reward) if settings.ClipRewards else reward
+    return (kept * settings.RewardScale).astype(np.float32)
 
 
 class VectorEnvironment:
@@ -170,7 +176,7 @@ class VectorEnvironment:
         self._length = np.where(episode_end, 0, length)
         return StepResult(
             observation=self.observation,
-            reward=(np.sign(reward) if self._settings.ClipRewards else reward).astype(np.float32),
+            reward=rewards_to_learn(reward, self._settings),
             termination=termination.astype(np.float32),
             episode_end=episode_end,
             episode_return=ended_with,

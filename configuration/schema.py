@@ -39,6 +39,7 @@ MIXERS = Texts("concat", "concat_attention", "latent_attention")
 POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
 COUNTED = Texts("masked", "all")
+DECODINGS = Texts("symexp_of_mean", "mean_of_symexp")
 OBSERVATIONS = Texts("auto", "image", "vector")
 DEVICES = Texts(DEVICE_PATTERN, meaning="auto, cuda, cuda:N, mps or cpu")
 # Keys of the releases' files that mean nothing here, and why.
@@ -86,6 +87,7 @@ class Environment:
     MaxEpisodeFrames: int = fixed(108_000, "emulator frames until an episode is truncated", FRAMES)
     LifeLossTermination: bool = fixed(True, "a lost life is a termination for learning")
     ClipRewards: bool = fixed(False, "learn from the sign of rewards; returns are reported whole")
+    RewardScale: float = fixed(1.0, "factor of the rewards learned from, their signs if clipped", POSITIVE)
     StepTimeout: float = free(0.0, "seconds a worker may take for a step; 0 waits for ever", NOT_NEGATIVE)
     MaxFaults: int = free(3, "environment faults in a row after which the run stops", STEPS)
 
@@ -141,6 +143,7 @@ class WorldModel:
     NormEps: float = fixed(1e-5, "epsilon of BatchNorm and of the other LayerNorms", POSITIVE)
     HeadLayers: int = fixed(2, "hidden layers of the reward and termination heads", COUNT)
     RewardBins: int = fixed(255, "bins of the two-hot reward head", AT_LEAST_2)
+    RewardDecoding: str = fixed("symexp_of_mean", "of the bins' symlog values, when it is unsure", DECODINGS)
     BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
     ReconstructionWeight: float = fixed(1.0, "weight of the squared error of observations", NOT_NEGATIVE)
     DynamicsWeight: float = fixed(0.5, "weight of KL[sg posterior || prior]", NOT_NEGATIVE, "beta_1")

@@ -30,11 +30,15 @@ class TwoHotSymlog:
     Args:
         num_bins: number of bins, at least 2.
         limit: the bins span [-limit, limit] in symlog space.
+        decoding: "symexp_of_mean" of the bins (STORM), which of a rare, large target keeps next to
+            nothing; or "mean_of_symexp" of them (DreamerV3), an unbiased mean, for which a target's
+            weights are in proportion before symlog.
     """
 
-    def __init__(self, num_bins: int, limit: float) -> None:
+    def __init__(self, num_bins: int, limit: float, decoding: str = "symexp_of_mean") -> None:
         self.num_bins = num_bins
         self.limit = limit
+        self.averages_values = decoding == "mean_of_symexp"
 
     def bins(self, device: torch.device) -> Tensor:
         """Bin centres in symlog space, float32 (num_bins,)."""
@@ -42,6 +46,11 @@ class TwoHotSymlog:
 
     def encode(self, target: Tensor) -> Tensor:
         """Two-hot weights (..., num_bins), float32, of real-valued targets (...)."""
+        if self.averages_values:
+            values = symexp(self.bins(target.device))
+            passed = ((target.float()[..., None] - values[:-1]) / values.diff()).clamp(0, 1)
+            one = torch.ones_like(target, dtype=torch.float32)[..., None]
+            return -torch.cat([one, passed, 0 * one], dim=-1).diff()
         spacing = 2 * self.limit / (self.num_bins - 1)
         position = (symlog(target.float()).clamp(-self.limit, self.limit) + self.limit) / spacing
         centres = torch.arange(self.num_bins, device=target.device)
@@ -52,8 +61,11 @@ class TwoHotSymlog:
         return -(self.encode(target) * F.log_softmax(logits.float(), dim=-1)).sum(-1)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Value (...) of logits (..., num_bins): symexp of the mean bin."""
-        return symexp((F.softmax(logits.float(), dim=-1) * self.bins(logits.device)).sum(-1))
+        """Value (...) of logits (..., num_bins): symexp of the mean bin, or the mean of their symexp."""
+        bins, weights = self.bins(logits.device), F.softmax(logits.float(), dim=-1)
+        if self.averages_values:
+            return (weights * symexp(bins)).sum(-1)
+        return symexp((weights * bins).sum(-1))
 
 
 def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:

@@ -66,7 +66,7 @@ class WorldModel(nn.Module):
         self.latent_shape = (self.config.NumLatents, self.config.NumClasses)
         self.latent_size = self.config.NumLatents * self.config.NumClasses
         self.feature_size = self.latent_size + width
-        self.two_hot = TwoHotSymlog(self.config.RewardBins, self.config.BinLimit)
+        self.two_hot = TwoHotSymlog(self.config.RewardBins, self.config.BinLimit, self.config.RewardDecoding)
         self.encoder = make_encoder(self.config, spaces.observation, self.latent_size)
         self.decoder = make_decoder(self.config, spaces.observation, self.latent_size)
         self.sequence_model = SequenceModel(self.config, spaces.action)

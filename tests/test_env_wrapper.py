@@ -169,14 +169,18 @@ def test_life_loss_can_be_kept_out_of_the_terminations(make: Make) -> None:
 
 
 def test_learning_from_the_sign_of_rewards_leaves_returns_whole(make: Make) -> None:
-    raw, clipped = (make("ALE/MsPacman-v5", ClipRewards=clip, MaxEpisodeFrames=400) for clip in (False, True))
-    raw.reset(), clipped.reset()
-    actions = random_actions(120, raw.spaces.action.size)
-    pairs = list(zip(play(raw, actions), play(clipped, actions), strict=True))
-    assert {float(b.reward[0]) for _, b in pairs} == {0.0, 1.0}
-    assert all(b.reward[0] == np.sign(a.reward[0]) for a, b in pairs)
-    returns = [(a.episode_return[0], b.episode_return[0]) for a, b in pairs if a.episode_end[0]]
-    assert len(returns) == 1 and returns[0][0] == returns[0][1] > 1
+    ways = ({}, {"ClipRewards": True}, {"RewardScale": 0.25}, {"ClipRewards": True, "RewardScale": 3.0})
+    environments = [make("ALE/MsPacman-v5", **way, MaxEpisodeFrames=400) for way in ways]
+    for environment in environments:
+        environment.reset()
+    actions = random_actions(120, environments[0].spaces.action.size)
+    steps = list(zip(*(play(environment, actions) for environment in environments), strict=True))
+    rewards = np.array([[result.reward[0] for result in step] for step in steps])
+    assert set(rewards[:, 1]) == {0.0, 1.0} and rewards[:, 0].max() > 1
+    for column, expected in ((1, np.sign(rewards[:, 0])), (2, rewards[:, 0] / 4), (3, 3 * rewards[:, 1])):
+        np.testing.assert_array_equal(rewards[:, column], expected)
+    ended = [{result.episode_return[0] for result in step} for step in steps if step[0].episode_end[0]]
+    assert len(ended) == 1 and len(ended[0]) == 1 and max(ended[0]) > 1
 
 
 def test_three_workers_equal_three_single_environments(make: Make) -> None:

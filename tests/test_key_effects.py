@@ -87,6 +87,7 @@ PROBES = {
     "Models.WorldModel.HeadLayers": Probe(1, SHAPED | HEADS),
     "Models.WorldModel.RewardBins": Probe(17, SHAPED | REWARD),
     "Models.WorldModel.BinLimit": Probe(5, REWARD),
+    "Models.WorldModel.RewardDecoding": Probe("mean_of_symexp", REWARD),
     "Models.WorldModel.ReconstructionWeight": Probe(0.5, {"total loss"} | STEP),
     "Models.WorldModel.DynamicsWeight": Probe(0.9, {"total loss"} | STEP),
     "Models.WorldModel.RepresentationWeight": Probe(0.9, {"total loss"} | STEP),
@@ -163,6 +164,7 @@ PROBES = {
     "Environment.MaxEpisodeFrames": Probe(80, GAME),
     "Environment.LifeLossTermination": Probe(False, {"ends", "game's ends"}),
     "Environment.ClipRewards": Probe(True, {"rewards", "game's rewards"}),
+    "Environment.RewardScale": Probe(0.5, {"rewards", "game's rewards"}),
     "Environment.StepTimeout": Probe(
         0.3, {"faults", "seeds", "random steps"} | PLAY, (ENV("Slow"), "Environment.StepTimeout=30")
     ),

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from configuration.schema import Environment
 from configuration.spaces import ActionSpec, Spaces
+from env_wrapper import rewards_to_learn
 from replay_buffer import ReplayBuffer
 from run_files.array_files import read_arrays
 from utils import UserError
@@ -16,7 +18,7 @@ KEYS = ("obs", "action", "reward", "done")
 
 
 def load_demonstrations(
-    path: Path, spaces: Spaces, shortest: int, device: torch.device, clip_rewards: bool
+    path: Path, spaces: Spaces, shortest: int, device: torch.device, settings: Environment
 ) -> ReplayBuffer:
     """Return one trajectory of real play as the full replay buffer of one environment.
 
@@ -28,7 +30,7 @@ def load_demonstrations(
         spaces: what is observed and done in the environment.
         shortest: fewest steps that can be used, the longest window that will be drawn.
         device: where the arrays will live.
-        clip_rewards: keep only the sign of rewards, as an environment does with ClipRewards.
+        settings: the Environment section; what of rewards is learned from.
 
     Raises:
         UserError: names file and key, what was expected and what was found.
@@ -36,14 +38,13 @@ def load_demonstrations(
     arrays = read_arrays(path, KEYS)
     _check_layout(path, arrays, spaces, shortest)
     _check_values(path, arrays, spaces.action)
-    reward = arrays["reward"].astype(np.float32)
     rows = {
         "observation": np.require(arrays["obs"], requirements=["C", "W"]),
         "action": arrays["action"].astype(spaces.action.dtype),
-        "reward": np.sign(reward) if clip_rewards else reward,
+        "reward": rewards_to_learn(arrays["reward"], settings),
         "termination": arrays["done"].astype(np.float32),
     }
-    demonstrations = ReplayBuffer(len(reward), 1, spaces, device)
+    demonstrations = ReplayBuffer(len(arrays["obs"]), 1, spaces, device)
     demonstrations.import_rows(0, {name: array[:, None] for name, array in rows.items()})
     return demonstrations
 

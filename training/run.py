@@ -195,7 +195,7 @@ class TrainingRun:
             self.environment.spaces,
             max(task.BatchLength, task.ImagineContextLength),
             self.replay.device,
-            self.config.Environment.ClipRewards,
+            self.config.Environment,
         )
 
     def _initialise_weights(self) -> None:

@@ -69,6 +69,20 @@ def test_two_hot_round_trip() -> None:
     torch.testing.assert_close(coding.decode(weights.log()), target, rtol=1e-4, atol=1e-6)
 
 
+def test_the_mean_of_symexp_is_unbiased_and_the_symexp_of_the_mean_is_not() -> None:
+    plain, unbiased = TwoHotSymlog(127, 8.0), TwoHotSymlog(127, 8.0, "mean_of_symexp")
+    target = torch.tensor([-2000.0, -0.3, 0.0, 1.0, 7.5, 100.0])
+    weights = unbiased.encode(target)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(6))
+    assert weights.min() >= 0 and ((weights > 1e-6).sum(-1) <= 2).all()
+    torch.testing.assert_close(unbiased.decode(weights.log()), target, rtol=1e-4, atol=1e-5)
+    outside = unbiased.encode(torch.tensor([-1e6, 1e6]))
+    assert outside[0, 0] == outside[1, -1] == 1 and outside.sum() == 2
+    rare = (0.9 * unbiased.encode(torch.zeros(1)) + 0.1 * unbiased.encode(torch.tensor([100.0]))).log()
+    torch.testing.assert_close(unbiased.decode(rare), torch.tensor([10.0]), rtol=1e-4, atol=0)
+    assert plain.decode(rare) < 1
+
+
 def test_two_hot_loss_is_least_at_the_target() -> None:
     coding = TwoHotSymlog(31, 5.0)
     target = torch.tensor([3.7])

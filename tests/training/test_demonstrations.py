@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests_support import CPU, image_spaces
 
+from configuration.schema import Environment
 from replay_buffer import ReplayBuffer
 from training.demonstrations import load_demonstrations
 from utils import UserError
@@ -32,8 +33,8 @@ def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: Path, shortest: int = 8, clip_rewards: bool = False) -> ReplayBuffer:
-    return load_demonstrations(path, image_spaces(SIZE, ACTIONS), shortest, CPU, clip_rewards)
+def load(path: Path, shortest: int = 8, **settings: Any) -> ReplayBuffer:
+    return load_demonstrations(path, image_spaces(SIZE, ACTIONS), shortest, CPU, Environment(**settings))
 
 
 def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
@@ -74,7 +75,9 @@ def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
     trajectory = make_trajectory() | {"reward": np.random.default_rng(1).normal(0, 20, STEPS)}
     path = write_npz(tmp_path / "play.npz", trajectory)
     signs = {"reward": np.sign(trajectory["reward"])}
-    check_windows(load(path, clip_rewards=True), trajectory | signs)
+    check_windows(load(path, ClipRewards=True), trajectory | signs)
+    halves = {"reward": (trajectory["reward"] / 2).astype(np.float32)}
+    check_windows(load(path, RewardScale=0.5), trajectory | halves)
     check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})
 
 
