@@ -8,14 +8,12 @@ import time
 
 import pytest
 
-# However the tests were started, as by nohup or in a script's background: no signal is ignored.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# However the tests were started, as by nohup or in a script's background: no signal that they send is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background, and nohup, leave signals
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, which tests send
 SAY_EVERY = 30.0  # seconds
 
 

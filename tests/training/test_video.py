@@ -276,3 +276,11 @@ def test_mistakes_are_named(tmp_path: Path, source: Path) -> None:
     assert "trajectory_path" in train(tmp_path, "run", "Task=VideoPrediction").error
     assert "EvalEverySteps" in learn(tmp_path, "run", source, "JointTrainAgent.EvalEverySteps=5").error
     assert "does not exist" in learn(tmp_path, "run", tmp_path / "nothing.npz").error
+
+
+def test_clips_hold_a_window_whatever_is_imagined(tmp_path: Path, source: Path) -> None:
+    imagined = f"JointTrainAgent.ImagineBatchLength={LENGTH + 1}"
+    assert learn(tmp_path, "run", source, imagined, "Models.WorldModel.TransformerMaxLength=99").code == 0
+    window = f"JointTrainAgent.BatchLength={LENGTH + 1}"
+    long = (window, "JointTrainAgent.BufferWarmUp=80", "Models.WorldModel.TransformerMaxLength=99")
+    assert str(LENGTH + 1) in learn(tmp_path, "other", source, *long).error
