@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-# However the tests were started, as by nohup or in a script's background: no signal that they send is ignored.
+# However the tests were started, as in a script's background: no signal that they send is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
