@@ -13,14 +13,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
@@ -30,9 +30,9 @@ from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop, to_pixels
 from experiments.joint_prior_figure import draw
 from experiments.training import experiment_parser, write_record
+from replay_buffer import ReplayBuffer
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
-from sub_models.image import PIXEL_MAX
 from sub_models.world_models import WorldModel
 from utils import run_cli
 
@@ -41,6 +41,7 @@ NUM_ACTIONS = 2
 FACTORISED = "factorised MLP"
 PLANS = ((1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 1))  # T_draft, T_revise, M, from independent to fully joint
 JOINT_PLAN = PLANS[2]
+Loss = Callable[[Batch, RandomStreams], Tensor]
 
 
 def option(default: int | float, meaning: str) -> int | float:
@@ -111,126 +112,113 @@ def sampled_by(world_model: WorldModel, plan: tuple[int, int, int]) -> str:
     return f"MaskGIT {'/'.join(map(str, plan))}"
 
 
-def collect(settings: Settings) -> Batch:
-    """Experience of random actions in the environment, (episodes, steps)."""
+def collect(settings: Settings) -> ReplayBuffer:
+    """Experience of random actions in the environment."""
     environment = gymnasium.make(
         "Diagnostic/Twins-v0", image_size=settings.image_size, episode_length=settings.steps_per_episode
     )
     random = np.random.default_rng(settings.seed)
-    episodes, actions = [], []
-    for episode in range(settings.frames // settings.steps_per_episode):
-        observation, _ = environment.reset(seed=settings.seed + episode)
-        for _ in range(settings.steps_per_episode):
-            actions.append(int(random.integers(NUM_ACTIONS)))
-            episodes.append(observation)
-            observation = environment.step(actions[-1])[0]
-    shape = (-1, settings.steps_per_episode)
-    action = torch.tensor(actions).view(shape)
-    return Batch(
-        torch.from_numpy(np.stack(episodes)).unflatten(0, shape),
-        action,
-        torch.zeros(action.shape),
-        torch.zeros(action.shape),
-    )
-
-
-def choose_windows(
-    shape: Sequence[int], windows: int, length: int, streams: RandomStreams
-) -> tuple[Tensor, Tensor]:
-    """Rows (B, 1) and columns (B, L) of random windows of an (episodes, steps) array."""
-    row, start = streams.uniform("windows", 2, windows, 1)
-    return (row * shape[0]).long(), (start * (shape[1] - length + 1)).long() + torch.arange(length)
-
-
-def window_batch(data: Batch, windows: int, length: int, streams: RandomStreams) -> Batch:
-    """Random (B, L) windows of the experience."""
-    where = choose_windows(data.action.shape, windows, length, streams)
-    return Batch(*(values[where] for values in data))
+    data = ReplayBuffer(settings.frames, 1, spaces_of(settings), CPU)
+    observation, _ = environment.reset(seed=settings.seed)
+    for _ in range(settings.frames):
+        action = int(random.integers(NUM_ACTIONS))
+        data.append(observation[None], np.array([action]), np.zeros(1), np.zeros(1))
+        observation, _, _, episode_end, _ = environment.step(action)
+        if episode_end:
+            observation, _ = environment.reset()
+    return data
 
 
 # Learning.
 
 
-def fit_autoencoder(world_model: WorldModel, data: Batch, settings: Settings) -> None:
-    """Train encoder and decoder by the reconstruction of frames from posterior samples."""
+def fit(
+    parts: Sequence[nn.Module],
+    data: ReplayBuffer,
+    steps: int,
+    settings: Settings,
+    loss_of: Loss,
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train parts of a world model on random windows; `after` is called with each step's number."""
     streams = RandomStreams(settings.seed, CPU)
-    parts = (world_model.encoder, world_model.decoder)
     optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()], settings.learning_rate)
-    world_model.train()
-    for _ in range(settings.autoencoder_steps):
-        frames = window_batch(data, settings.windows, settings.length, streams).observation.flatten(0, 1)
+    for step in range(1, steps + 1):
+        for part in parts:
+            part.train()
+        batch = data.sample(settings.windows, settings.length, streams.generator("windows"))
+        loss = loss_of(batch, streams)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for part in parts:
+            part.eval()
+        after(step)
+
+
+def fit_autoencoder(world_model: WorldModel, data: ReplayBuffer, settings: Settings) -> None:
+    """Train encoder and decoder by the reconstruction of frames from posterior samples."""
+
+    def loss_of(batch: Batch, streams: RandomStreams) -> Tensor:
+        frames = batch.observation.flatten(0, 1)
         posterior = world_model.posterior(frames)
         noise = streams.uniform("posterior", *posterior.shape[:-1])
         latent = straight_through(sample(posterior.detach(), noise), posterior).flatten(-2)
-        truth = frames.float().movedim(-1, -3) / PIXEL_MAX
-        loss = (world_model.decode(latent) - truth).square().sum((-3, -2, -1)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    world_model.eval()
+        truth = world_model.decoder.target(frames)
+        return (world_model.decode(latent) - truth).square().sum((-3, -2, -1)).mean()
+
+    parts = (world_model.encoder, world_model.decoder)
+    fit(parts, data, settings.autoencoder_steps, settings, loss_of)
 
 
-def fit_prior(world_model: WorldModel, data: Batch, settings: Settings) -> None:
+def fit_prior(world_model: WorldModel, data: ReplayBuffer, settings: Settings) -> None:
     """Train sequence model and prior on the latents of a frozen encoder, by their KL divergence."""
-    streams = RandomStreams(settings.seed, CPU)
-    with torch.no_grad():
-        posteriors = world_model.posterior(data.observation)
-    parts = (world_model.sequence_model, world_model.prior)
-    optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()], settings.learning_rate)
-    for part in parts:
-        part.train()
-    for _ in range(settings.prior_steps):
-        where = choose_windows(data.action.shape, settings.windows, settings.length, streams)
-        posterior, action = posteriors[where], data.action[where]
+
+    def loss_of(batch: Batch, streams: RandomStreams) -> Tensor:
+        with torch.no_grad():
+            posterior = world_model.posterior(batch.observation)
         index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
-        hidden = world_model.sequence_model(world_model.one_hot_latent(index), action)
-        noise = streams.uniform("prior", *action[:, 1:].shape, world_model.prior.predict_noise_size)
-        loss = world_model.divergences(posterior, index, hidden, noise)[0].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    world_model.eval()
+        hidden = world_model.sequence_model(world_model.one_hot_latent(index), batch.action)
+        noise = streams.uniform("prior", *batch.action[:, 1:].shape, world_model.prior.predict_noise_size)
+        return world_model.divergences(posterior, index, hidden, noise)[0].mean()
+
+    parts = (world_model.sequence_model, world_model.prior)
+    fit(parts, data, settings.prior_steps, settings, loss_of)
 
 
-def fit_end_to_end(world_model: WorldModel, data: Batch, settings: Settings) -> list[dict[str, float]]:
+def fit_end_to_end(world_model: WorldModel, data: ReplayBuffer, settings: Settings) -> list[dict[str, float]]:
     """Train a whole world model; its imagination, measured along the way."""
-    streams = RandomStreams(settings.seed, CPU)
-    optimizer = torch.optim.Adam(world_model.parameters(), settings.learning_rate)
-    every = max(1, settings.end_to_end_steps // settings.curve_points)
-    curve = []
-    for step in range(1, settings.end_to_end_steps + 1):
-        world_model.train()
-        batch = window_batch(data, settings.windows, settings.length, streams)
+
+    def loss_of(batch: Batch, streams: RandomStreams) -> Tensor:
         noise = streams.uniform("loss", *batch.action.shape, world_model.loss_noise_size)
-        loss, _ = world_model.loss(batch, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % every == 0:
-            world_model.eval()
-            curve.append({"step": step} | judge(imagined_frames(world_model, data, settings)))
+        return world_model.loss(batch, noise)[0]
+
+    curve = []
+
+    def measure(step: int) -> None:
+        if step % max(1, settings.end_to_end_steps // settings.curve_points) == 0:
+            frames = decoded_frames(world_model, data, settings, settings.context)
+            curve.append({"step": step} | judge(frames))
+
+    fit([world_model], data, settings.end_to_end_steps, settings, loss_of, measure)
     return curve
 
 
 # Measuring.
 
 
-def imagined_frames(world_model: WorldModel, data: Batch, settings: Settings) -> np.ndarray:
-    """Decoded prior samples after real contexts, uint8 (N, S, S, 3)."""
+def decoded_frames(
+    world_model: WorldModel, data: ReplayBuffer, settings: Settings, context: int
+) -> np.ndarray:
+    """Decode the last `horizon` steps of windows, uint8 (N, S, S, 3): prior samples after a real `context`.
+
+    Where the context is longer, its steps are posterior samples: what a perfect prior would give.
+    """
     streams = RandomStreams(settings.seed + 1, CPU)
-    batch = window_batch(data, settings.imagined_windows, settings.context + settings.horizon, streams)
-    prediction = open_loop(world_model, batch, settings.context, streams).prediction
+    length = settings.context + settings.horizon
+    batch = data.sample(settings.imagined_windows, length, streams.generator("windows"))
+    prediction = open_loop(world_model, batch, context, streams).prediction
     return to_pixels(prediction[:, settings.context :].flatten(0, 1)).numpy()
-
-
-@torch.no_grad()
-def reconstructed_frames(world_model: WorldModel, data: Batch, settings: Settings) -> np.ndarray:
-    """Decoded posterior samples, uint8 (N, S, S, 3): what a perfect prior would give."""
-    streams = RandomStreams(settings.seed + 1, CPU)
-    batch = window_batch(data, settings.imagined_windows, settings.horizon, streams)
-    posterior = world_model.posterior(batch.observation.flatten(0, 1))
-    index = sample(posterior, streams.uniform("posterior", *posterior.shape[:-1]))
-    return to_pixels(world_model.decode(world_model.one_hot_latent(index))).numpy()
 
 
 def judge(frames: np.ndarray) -> dict[str, float]:
@@ -246,10 +234,10 @@ def judge(frames: np.ndarray) -> dict[str, float]:
     }
 
 
-def imagination_seconds(world_model: WorldModel, data: Batch, settings: Settings) -> float:
+def imagination_seconds(world_model: WorldModel, data: ReplayBuffer, settings: Settings) -> float:
     """CPU seconds of one imagination, contexts and policy included; the least of several."""
     streams = RandomStreams(settings.seed, CPU)
-    batch = window_batch(data, settings.timed_batch, settings.timed_context, streams)
+    batch = data.sample(settings.timed_batch, settings.timed_context, streams.generator("windows"))
     agent = ActorCritic(
         model_config(settings).Models.Agent, world_model.feature_size, spaces_of(settings).action
     ).eval()
@@ -265,16 +253,17 @@ def imagination_seconds(world_model: WorldModel, data: Batch, settings: Settings
 
 
 def compare_priors(
-    data: Batch, settings: Settings
+    data: ReplayBuffer, settings: Settings
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
     """Frozen encoder and decoder: measurements by prior, and sample frames by prior."""
     autoencoder = make_world_model(settings, "STORM")
     fit_autoencoder(autoencoder, data, settings)
-    frames = {"posterior": reconstructed_frames(autoencoder, data, settings)}
+    whole = settings.context + settings.horizon
+    frames = {"posterior": decoded_frames(autoencoder, data, settings, whole)}
     results = {"posterior": judge(frames["posterior"])}
 
     def measure(name: str, world_model: WorldModel) -> None:
-        frames[name] = imagined_frames(world_model, data, settings)
+        frames[name] = decoded_frames(world_model, data, settings, settings.context)
         results[name] = judge(frames[name])
         seconds = imagination_seconds(world_model, data, settings)
         results[name]["imagination_seconds"] = seconds
@@ -295,7 +284,7 @@ def compare_priors(
     return results, frames
 
 
-def end_to_end_curves(data: Batch, settings: Settings) -> dict[str, list[dict[str, float]]]:
+def end_to_end_curves(data: ReplayBuffer, settings: Settings) -> dict[str, list[dict[str, float]]]:
     """Measurements while whole world models train, by prior."""
     if settings.end_to_end_steps == 0:
         return {}
