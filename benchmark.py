@@ -1,4 +1,4 @@
-"""Measures speed: python benchmark.py [Section.Key=value ...] [--json FILE] [--profile DIR] [--plot FILE].
+"""Measures speed: python benchmark.py [Section.Key=value ...] [--json FILE] [--profile DIR].
 
 Each phase of an iteration at the configured sizes, against what this device can do, both
 measured in this process; then the whole training loop with a real game. Several devices,
@@ -11,7 +11,6 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 
 # isort: split
 import argparse
-import functools
 import json
 import re
 import resource
@@ -19,9 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch.profiler import profile
 
 from compute.execution import Execution
@@ -58,7 +55,6 @@ LEARNING_PHASES = ("world model", "imagination", "agent")
 WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
 HORIZONS = (16, 32, 64)
-BATCHES = (256, 512, 1024)
 # Whole loops among the rows: by device, a title, and settings besides those of the command line.
 PRESET = "BasicSettings.config_path=config_files/{}.yaml".format
 LOOPS = {
@@ -83,7 +79,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile", type=Path, help="write a chrome trace and the top kernels to this folder"
     )
-    parser.add_argument("--plot", type=Path, help="measure how imagination grows, and draw it to this file")
     parser.add_argument(
         "--rows", action="store_true", help="measure what docs/performance.md lists for this device"
     )
@@ -202,24 +197,12 @@ def write_profile(config: Config, clock: Clock, folder: Path) -> None:
 
 def measure_growth(config: Config, clock: Clock) -> dict[str, Any]:
     """Return how imagination grows; print the longest horizon against the shortest."""
-    growth = functools.partial(imagination_growth, config, clock, environment_spaces(config))
-    horizons = growth("ImagineBatchLength", HORIZONS)
+    horizons = imagination_growth(config, clock, environment_spaces(config), HORIZONS)
     first, last = min(horizons), max(horizons)
     context = min(row["context_s"] for row in horizons.values())  # the same work at every horizon
     ratio = (horizons[last]["imagination_s"] - context) / (horizons[first]["imagination_s"] - context)
     print(f"imagination without the context, horizon {last} against {first}: {ratio:.2f}×", flush=True)
-    return {"horizons": horizons, "horizon_ratio": ratio, "batches": growth("ImagineBatchSize", BATCHES)}
-
-
-def plot_growth(figures: dict[str, Any], path: Path) -> None:
-    """Draw how imagination grows with the horizon and with the batch."""
-    panels = {"horizons": "horizon", "batches": "imagined trajectories"}
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        rows = pd.DataFrame(figures[name]).T
-        rows.columns = ["whole", "its context"]
-        rows.plot(ax=axes, marker="o", xlabel=label, ylabel="seconds", title="imagination", ylim=(0, None))
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))
+    return {"horizons": horizons, "horizon_ratio": ratio}
 
 
 def measure_rows(config: Config, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
@@ -265,10 +248,6 @@ def main(arguments: list[str]) -> None:
             loop = end_to_end(config, options.steps, train)
             print(loop_lines(loop))
             figures |= loop
-        if options.plot is not None:
-            figures |= measure_growth(config, clock)
-    if options.plot is not None:
-        plot_growth(figures, options.plot)
     if options.profile is not None:
         write_profile(config, clock, options.profile)
     if options.json is not None:

@@ -255,23 +255,23 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
 
 
 def imagination_growth(
-    config: Config, clock: Clock, spaces: Spaces, key: str, values: tuple[int, ...]
+    config: Config, clock: Clock, spaces: Spaces, horizons: tuple[int, ...]
 ) -> dict[int, dict[str, float]]:
-    """Seconds of imagination, and of its context alone, by the value of a key.
+    """Seconds of imagination, and of its context alone, by horizon.
 
-    The values take turns and the fastest turn of each counts: a ratio of medians that were
+    The horizons take turns and the fastest turn of each counts: a ratio of medians that were
     measured one after the other follows what else the machine does. Turns imagine about the same
     number of steps, since a long one finds no quiet moment as often as a short one.
 
     Args:
-        config: of the run. clock: of its device. spaces: what is observed and done.
-        key: of JointTrainAgent, which the work is proportional to. values: of the key.
+        config: of the run. clock: of its device. spaces: what is observed and done. horizons: in steps.
     """
     turns: list[Callable[[], None]] = []
-    calls = [max(values) // value for value in values]
+    calls = [max(horizons) // horizon for horizon in horizons]
     longest = max(LONGEST, config.Models.WorldModel.TransformerMaxLength)
-    for value, times in zip(values, calls, strict=True):
-        settings = [f"JointTrainAgent.{key}={value}", f"Models.WorldModel.TransformerMaxLength={longest}"]
+    for horizon, times in zip(horizons, calls, strict=True):
+        settings = [f"JointTrainAgent.ImagineBatchLength={horizon}"]
+        settings += [f"Models.WorldModel.TransformerMaxLength={longest}"]
         changed = apply_overrides(config, settings)
         iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
         turns += [
@@ -279,8 +279,8 @@ def imagination_growth(
         ]
     fastest = [min(seconds) for seconds in clock.measure(*turns)]
     return {
-        value: {"imagination_s": whole / times, "context_s": context / times}
-        for value, times, whole, context in zip(values, calls, fastest[::2], fastest[1::2], strict=True)
+        horizon: {"imagination_s": whole / times, "context_s": context / times}
+        for horizon, times, whole, context in zip(horizons, calls, fastest[::2], fastest[1::2], strict=True)
     }
 
 
