@@ -185,5 +185,7 @@ def judge(
                 tallies[name].features.append(fvd.features(predicted.frames))
             shown.setdefault(name, predicted.frames)
         first = batch.observation.numpy() if first is None else first
+    if fvd is not None and windows < 2:
+        raise UserError("-fvd_network: there is one held-out window, FVD is of two or more")
     results = {name: tally.result(features, group) for name, tally in tallies.items()}
     return Judgement(results, windows, first, shown)

@@ -15,7 +15,7 @@ from pandas import DataFrame
 
 from compute.execution import Execution
 from configuration.loading import load_saved_config
-from configuration.schema import Config
+from configuration.schema import Config, VideoPrediction
 from evaluation.clips import Clips
 from evaluation.policies import load_models
 from evaluation.target import Target, read_target
@@ -75,7 +75,7 @@ def judge_runs(
         check_never_trained_on(clips, targets)
         predictors = {COPY: copies(video.Context)}
         for each in targets:
-            check_length(each.config, length)
+            check_length(each, video)
             models = load_models(each.config, clips.spaces, execution, each.checkpoints, each.steps[-1])
             predictors |= predictors_of(each.run.name, models[0], options.plans, video.Context, target.seed)
         batches = clips.spread(video.Clips * video.Groups, length, BATCH)
@@ -131,13 +131,13 @@ def check_never_trained_on(clips: Clips, targets: list[Target]) -> None:
             raise UserError(f"run {target.run.name}: {which} when it was trained; are the clips others now?")
 
 
-def check_length(config: Config, length: int) -> None:
-    """Raise UserError if windows are longer than those of training."""
-    longest, video = config.JointTrainAgent.BatchLength, config.VideoPrediction
-    if length > longest:
+def check_length(target: Target, video: VideoPrediction) -> None:
+    """Raise UserError if windows are longer than those of a run's training."""
+    longest = target.config.JointTrainAgent.BatchLength
+    if video.Context + video.Horizon > longest:
         raise UserError(
             f"VideoPrediction.Horizon={video.Horizon}: with Context={video.Context} at most "
-            f"JointTrainAgent.BatchLength={longest}, the frames of a window in training"
+            f"JointTrainAgent.BatchLength={longest}, on which {target.run.name} was trained"
         )
 
 

@@ -15,6 +15,7 @@ from tiny_runs import GIT_STORM, Result, evaluate, train
 
 from evaluation.video_metrics import Network
 from evaluation.video_prediction import COPY, Predicted, copies, judge, predictors_of
+from utils import UserError
 
 CONTEXT, HORIZON, LENGTH = 3, 4, 20
 SHORT = (
@@ -64,6 +65,8 @@ def test_groups_are_judged_apart_and_averaged(tmp_path: Path) -> None:
     expected = np.mean([3 * (shift * HORIZON) ** 2 for shift in (1, 2, 3)])
     assert found.windows == 12 and found.results["x"]["fvd"] == pytest.approx(expected)
     assert len(found.truth) == len(found.shown["x"]) == 4
+    with pytest.raises(UserError, match="one held-out window"):
+        judge({}, iter([random_batch(1, CONTEXT + HORIZON)]), CONTEXT, 4, fvd=i3d)
 
 
 def test_plans_are_tried_on_the_same_weights_and_left_as_they_were() -> None:
