@@ -18,6 +18,7 @@ from evaluation.video_metrics import Network, code_perplexity, frame_scores, fre
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample
 from sub_models.priors import MaskGITPrior
+from sub_models.torch_maskgit.sampling import DraftAndRevise
 from sub_models.world_models import WorldModel
 from utils import UserError
 
@@ -49,37 +50,26 @@ def copies(context: int) -> Predictor:
     return predict
 
 
-def predictor(world_model: WorldModel, plan: Plan | None, context: int, seed: int) -> Predictor:
+def predictor(world_model: WorldModel, plan: DraftAndRevise | None, context: int, seed: int) -> Predictor:
     """Return what predicts by a world model in evaluation mode.
 
     Args:
-        plan: of a MaskGIT prior; None: its own. seed: of all that is drawn.
+        plan: given to its prior, if that is a MaskGIT. seed: of all that is drawn.
     """
-    prior = world_model.prior
     device = next(world_model.parameters()).device
     drawn, judged = (RandomStreams(derive_seed(seed, purpose), device) for purpose in ("drawn", "judged"))
-    own = getattr(prior, "plan", None)
 
     @torch.no_grad()
     def predict(batch: Batch) -> Predicted:
         if plan is not None:
-            sizes = dict(zip(("draft_groups", "revise_groups", "num_revisions"), plan, strict=True))
-            prior.plan = replace(own, **sizes)
-        try:
-            batch = batch.to(device)
-            start = time.process_time()
-            told = open_loop(world_model, batch, context, drawn)
-            frames = to_pixels(told.prediction[:, context:]).cpu().numpy()
-            seconds = time.process_time() - start
-            return Predicted(
-                frames,
-                told.latent[:, context:].sum((0, 1), dtype=torch.float64).view(world_model.latent_shape),
-                nats_of_truth(world_model, batch, context, judged),
-                seconds,
-            )
-        finally:
-            if plan is not None:
-                prior.plan = own
+            world_model.prior.plan = plan
+        batch = batch.to(device)
+        start = time.process_time()
+        told = open_loop(world_model, batch, context, drawn)
+        frames = to_pixels(told.prediction[:, context:]).cpu().numpy()
+        seconds = time.process_time() - start
+        counts = told.latent[:, context:].sum((0, 1), dtype=torch.float64).view(world_model.latent_shape)
+        return Predicted(frames, counts, nats_of_truth(world_model, batch, context, judged), seconds)
 
     return predict
 
@@ -97,16 +87,16 @@ def predictors_of(
     name: str, world_model: WorldModel, plans: list[Plan], context: int, seed: int
 ) -> Iterator[tuple[str, Predictor]]:
     """Yield name and predictor of a run at each plan; of one that has no MaskGIT prior, one."""
-    if isinstance(world_model.prior, MaskGITPrior):
-        own = world_model.prior.plan
-        for plan in plans:
-            if max(plan[:2]) > own.num_tokens:
-                which = "/".join(map(str, plan))
-                raise UserError(f"-plans={which}: at most {own.num_tokens} groups, the latents of {name}")
-        for plan in plans or [(own.draft_groups, own.revise_groups, own.num_revisions)]:
-            yield f"{name} {'/'.join(map(str, plan))}", predictor(world_model, plan, context, seed)
-    else:
+    if not isinstance(world_model.prior, MaskGITPrior):
         yield name, predictor(world_model, None, context, seed)
+        return
+    own = world_model.prior.plan
+    for draft, revise, times in plans or [(own.draft_groups, own.revise_groups, own.num_revisions)]:
+        text = f"{draft}/{revise}/{times}"
+        if max(draft, revise) > own.num_tokens:
+            raise UserError(f"-plans={text}: at most {own.num_tokens} groups, the latents of {name}")
+        plan = replace(own, draft_groups=draft, revise_groups=revise, num_revisions=times)
+        yield f"{name} {text}", predictor(world_model, plan, context, seed)
 
 
 @dataclass
