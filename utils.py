@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -33,6 +34,22 @@ OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 class UserError(Exception):
     """Something that whoever typed the command can put right, said in one line."""
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C; an environment may raise a KeyboardInterrupt of its own."""
+
+
+def raise_interrupt(number: int, frame: object) -> NoReturn:
+    """Handle SIGINT by leaving at once."""
+    raise Interrupt
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception comes from Ctrl-C, as far as can be told."""
+    handler = signal.getsignal(signal.SIGINT)
+    plain = type(error) is KeyboardInterrupt and handler is signal.default_int_handler
+    return plain or isinstance(error, Interrupt)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -65,6 +82,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     and keeps its traceback.
     """
     _open_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, raise_interrupt)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -23,7 +23,7 @@ from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
 from environments.atari import SETTING_OF, AtariGame, emulator_arguments, is_atari, overruled
 from environments.spaces import ImageReader, action_map, observation_reader
-from utils import UserError, nearest
+from utils import UserError, is_interrupt, nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SCENE_SIZE = 240  # side of pictures that people look at and the agent does not
@@ -257,7 +257,9 @@ class SingleEnvironment:
             ended = any(self._advance(action)[-1] for action in state["actions"])
             if not ended and self._digest.hexdigest() == state["digest"]:
                 return None
-        except Exception as error:  # the environment is not what it was, or the state
+        except BaseException as error:  # the environment is not what it was, or the state
+            if is_interrupt(error):
+                raise
             return f"{NOT_BACK} ({type(error).__name__}: {error})"
         return NOT_BACK
 

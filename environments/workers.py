@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configuration.spaces import Spaces
-from utils import REPOSITORY, UserError
+from utils import REPOSITORY, UserError, is_interrupt
 
 if TYPE_CHECKING:
     from environments.single import SingleEnvironment
@@ -52,11 +52,6 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({where})"
 
 
-def leaves_at_once() -> bool:
-    """Whether Ctrl-C raises KeyboardInterrupt now; where it does not, an environment has raised its own."""
-    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 class LocalMember:
     """An environment of this process: what it is asked happens when the answer is awaited."""
 
@@ -77,7 +72,7 @@ class LocalMember:
                 return True, self._environment.spaces
             return True, getattr(self._environment, method)(*arguments)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and leaves_at_once():
+            if is_interrupt(error):
                 raise
             return False, describe(error)
 

@@ -16,7 +16,7 @@ from configuration.schema import Config
 from configuration.spaces import ActionSpec, Spaces
 from env_wrapper import VectorEnvironment
 from evaluation.episodes import environment_spaces, evaluation_environment
-from run_files.directory import RunDirectory, find_run, read_spaces
+from run_files.directory import RunDirectory, as_outputs, find_run, read_spaces
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights
 from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
@@ -158,7 +158,7 @@ def load_policy(
 
 def find_checkpoints(source: str | Path) -> tuple[Path, str | None]:
     """Return the folder of checkpoints that `load_policy`'s source names, and the step if it is a file."""
-    path = Path(source).expanduser()
+    path = as_outputs(source)
     file = WEIGHT_FILE.fullmatch(path.name)
     if file and path.is_file():
         return path.absolute().parent, file[1]
@@ -166,7 +166,7 @@ def find_checkpoints(source: str | Path) -> tuple[Path, str | None]:
         raise UserError(f"{path}: is not named world_model_<step>.pth or agent_<step>.pth")
     if (path / "config.yaml").is_file() or list_checkpoints(path):
         return path.absolute() / "ckpt" if (path / "ckpt").is_dir() else path.absolute(), None
-    if path.name != str(source).rstrip("/"):
+    if path.name != str(path):
         raise UserError(f"no run or checkpoint in {path.absolute()}")
     here, run = RunDirectory(path.name), RunDirectory(path.name, REPOSITORY)
     if (shipped := SHIPPED / path.name).is_dir() and not here.outputs.is_dir() and not run.outputs.is_dir():

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from utils import UserError, as_file_name, write_atomically
@@ -56,6 +57,11 @@ class Evaluation:
     def key(self) -> Key:
         """What no two evaluations of a table share."""
         return _key(self.row)
+
+    @property
+    def worth(self) -> tuple[bool, bool, bool, int]:
+        """What decides which of several counts: fair, sampled, by the run's own settings, most episodes."""
+        return self.protocol != "release", not self.greedy, not self.settings, self.episodes or 0
 
     @property
     def file_name(self) -> str:
@@ -107,12 +113,8 @@ def read_episodes(path: Path) -> dict[Key, list[Episode]]:
 
 
 def best_rows(rows: Iterable[Evaluation]) -> list[Evaluation]:
-    """Return the row that counts for each step: fair, sampled, by the run's own settings, most episodes."""
-
-    def worth(row: Evaluation) -> tuple[bool, bool, bool, int]:
-        return row.protocol != "release", not row.greedy, not row.settings, row.episodes or 0
-
-    ranked = sorted(rows, key=worth)  # stable: of equals the later one counts
+    """Return the row that counts for each step, that of most worth."""
+    ranked = sorted(rows, key=attrgetter("worth"))  # stable: of equals the later one counts
     return sorted({row.step: row for row in ranked}.values(), key=lambda row: row.step)
 
 

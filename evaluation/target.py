@@ -10,7 +10,7 @@ from configuration.loading import apply_overrides, differences, find_config, loa
 from configuration.schema import Config
 from evaluation.options import SETTINGS
 from evaluation.policies import choose_steps
-from run_files.directory import RunDirectory, find_run
+from run_files.directory import RunDirectory, as_outputs, find_run
 from utils import UserError
 
 SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
@@ -41,9 +41,8 @@ class Target:
 
 def read_target(options: argparse.Namespace) -> Target:
     """Check what the options name before anything is loaded; raise UserError for what cannot be."""
-    path = Path(options.run_name).expanduser()
-    beside = path.parent.name in ("outputs", "runs")  # as completed by a shell
-    where = (path.name, path.parent.parent) if beside else (options.run_name.rstrip("/"),)
+    path = as_outputs(options.run_name)
+    where = (path.name, path.parent.parent) if path.parent.name == "outputs" else (str(path),)
     run = RunDirectory(*where) if options.ckpt_dir is not None else find_run(*where)
     checkpoints = options.ckpt_dir or run.checkpoints
     if not checkpoints.is_dir():

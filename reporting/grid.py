@@ -38,15 +38,20 @@ class Comparison:
 def without_duplicates(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return `runs` with one run per method, game and seed, in this order, and which were left out.
 
-    Of several the one with an evaluation counts, then the one that came further, then the first.
+    Of several that with a score of the benchmark counts, then that with the evaluation of most worth, then
+    the one that came furthest, then the first.
     """
     kept: dict[tuple[str, str, int], Run] = {}
     remarks = []
-    for run in sorted(runs, key=lambda run: (run.scored is None, -run.last_step)):
+    for run in sorted(runs, key=_weight, reverse=True):  # stable
         first = kept.setdefault((run.label, run.game, run.seed), run)
         if first is not run:
             remarks.append(f"{run.name} ({run.folder}): same method, game and seed as {first.folder}")
     return [kept[key] for key in sorted(kept)], remarks
+
+
+def _weight(run: Run) -> tuple[Any, ...]:
+    return run.benchmarked, run.scored.worth if run.scored else (), run.last_step
 
 
 def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:

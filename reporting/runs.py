@@ -6,7 +6,6 @@ import fnmatch
 import glob
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from configuration.schema import Config, schema
 from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Evaluation, best_rows, read_evaluations
 from reporting.published import BENCHMARK_STEP
-from run_files.directory import EPISODES, EVALUATIONS
+from run_files.directory import EPISODES, EVALUATIONS, as_outputs
 from run_files.manifest import EVALUATED, MANIFEST, TRAINED, read_json
 from run_files.metrics import History, read_history
 from utils import UserError, nearest
@@ -161,13 +160,12 @@ def _known_names(outputs: Path) -> set[str]:
 
 
 def _matches(pattern: str, outputs: Path, known: Iterable[str]) -> list[RunFiles]:
-    pattern = os.path.expanduser(pattern)
-    path = Path(pattern)
+    path = as_outputs(pattern)
     if path.name == pattern.rstrip("/") or path.parent.absolute() == outputs.absolute():
         found = [path.name] if path.name in known else fnmatch.filter(known, path.name)
         names = [name for name in found if ARCHIVED not in name or ARCHIVED in pattern]
         return [RunFiles.of_output(name, outputs) for name in names]
-    entries = [path, *map(Path, glob.glob(pattern))]
+    entries = [path, *map(Path, glob.glob(str(path)))]
     return [RunFiles.of_entry(entry) for entry in entries if (entry / MANIFEST).is_file()]
 
 

@@ -141,6 +141,13 @@ class RunDirectory:
         return [(path, path.with_name(new + path.name.removeprefix(self.name))) for path in written]
 
 
+def as_outputs(text: str | Path) -> Path:
+    """Return the path of a run as it was typed, or completed by a shell: outputs/NAME of runs/NAME, too."""
+    path = Path(text).expanduser()
+    outputs = path.parent.parent / "outputs" / path.name
+    return outputs if path.parent.name == "runs" and outputs.is_dir() else path
+
+
 def find_run(name: str, root: Path = Path(".")) -> RunDirectory:
     """Return the directory of a run that exists; raise UserError naming the nearest run if it does not."""
     directory = RunDirectory(name, root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from gymnasium.wrappers import AtariPreprocessing
 from configuration.schema import Environment
 from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
-from utils import UserError
+from utils import Interrupt, UserError, raise_interrupt
 
 BREAKOUT = "ALE/Breakout-v5"  # five lives, and random play loses them all in some 200 steps
 DEFAULTS = Environment()
@@ -409,6 +410,26 @@ def test_what_cannot_be_restored_begins_new_episodes_and_says_so(make: Make) -> 
         assert play(environment, [1])[0].episode_length[0] == 1
         environment.load_state_dict(state)
         assert environment.seeds == seeds  # the same state, the same new seeds
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt])
+def test_an_environment_that_raises_while_it_is_restored_begins_a_new_episode(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    environment = make("stub_envs:StubSteady-v0", image_size=16)
+    environment.reset()
+    play(environment, [1] * 3)
+    state = environment.state_dict()
+    monkeypatch.setattr(signal, "getsignal", lambda number: raise_interrupt)  # as in a command
+    monkeypatch.setattr(sys.modules["stub_envs"].Steady, "step", fails)
+    (note,) = environment.load_state_dict(state)
+    assert "did not come back" in note and error.__name__ in note
+    error = Interrupt
+    with pytest.raises(Interrupt):
+        environment.load_state_dict(state)
 
 
 @pytest.fixture(scope="module")

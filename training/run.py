@@ -39,7 +39,7 @@ from sub_models.batch import Batch
 from training.demonstrations import load_demonstrations
 from training.health import health
 from training.learner import Learner, make_policy
-from utils import UserError, resolve_device, silence
+from utils import Interrupt, UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
 # Saved with a state: these as they are, and
@@ -63,8 +63,7 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
+            raise Interrupt
         self.signal = signal.Signals(number).name
         if number == signal.SIGHUP:
             silence(only_terminal=True)  # there is none to print to

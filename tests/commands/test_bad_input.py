@@ -119,6 +119,7 @@ def test_a_card_that_is_not_there(good: Path, monkeypatch: pytest.MonkeyPatch, t
     for options in ([], ["-world_model"]):
         result = evaluate(good, "-run_name=good", "-device=cuda:9", *options)
         assert_refused(result, "-device=cuda:9", "CUDA")
+        assert "BasicSettings" not in result.error
     (good / "outputs" / "good" / "config.yaml").write_text(config)
 
 

@@ -494,7 +494,7 @@ def test_an_agent_is_loaded_from_any_folder(
     monkeypatch.setattr(evaluation_policies, "REPOSITORY", runs)
     run = runs / "outputs" / "storm"
     files = [run / "ckpt" / name for name in ("agent_50.pth", "world_model_100.pth")]
-    sources = ["storm", f"{run}/", run / "ckpt", *files]
+    sources = ["storm", f"{run}/", run / "ckpt", *files, f"{runs}/runs/storm"]
     with in_folder(tmp_path):
         policies = [load_policy(source, device="cpu") for source in sources]
         shutil.copytree(run / "ckpt", tmp_path / "mine")
@@ -503,7 +503,9 @@ def test_an_agent_is_loaded_from_any_folder(
         for source in ("strom", "no/such", run / "config.yaml", str(run / "ckpt" / "agent_7.pth")):
             with pytest.raises(UserError):
                 load_policy(source)
-    saved = [weights(runs, "storm", step)["agent.actor.0.weight"] for step in (120, 120, 120, 50, 100, 100)]
+    saved = [
+        weights(runs, "storm", step)["agent.actor.0.weight"] for step in (120, 120, 120, 50, 100, 120, 100)
+    ]
     loaded = [policy.agent.actor[0].weight for policy in policies]
     assert all(map(torch.equal, loaded, saved)) and len(loaded) == len(saved)
 

@@ -17,7 +17,7 @@ from stub_envs import FRESH_SEED, TROUBLE_AT
 from configuration.schema import Environment
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from environments import workers as env_workers
-from utils import UserError
+from utils import Interrupt, UserError, raise_interrupt
 
 Make = Callable[..., VectorEnvironment]
 
@@ -129,7 +129,7 @@ def test_an_environment_that_ends_the_process_is_a_fault(
 ) -> None:
     environment = make(trouble, num_envs, seed=2 - num_envs)
     environment.reset()
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # as in training
+    before = signal.signal(signal.SIGINT, raise_interrupt)  # as in a command
     try:
         with pytest.raises(EnvironmentFault, match=error):
             for _ in range(TROUBLE_AT):
@@ -138,10 +138,17 @@ def test_an_environment_that_ends_the_process_is_a_fault(
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_key_that_leaves_at_once_is_no_fault(make: Make) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupt])
+def test_a_key_that_leaves_at_once_is_no_fault(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def leaves(*_: object) -> None:
+        raise error
+
     environment = make("interrupts", 1, seed=1)
     environment.reset()
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(sys.modules["stub_envs"].Stub, "_misbehave", leaves)
+    with pytest.raises(error):
         for _ in range(TROUBLE_AT):
             step(environment)
 

@@ -7,7 +7,7 @@ import pytest
 
 from env_wrapper import EnvironmentFault, StepResult
 from evaluation.episodes import evaluate, quotas, summarise
-from evaluation.scores import human_normalised
+from evaluation.scores import game_of, human_normalised
 from evaluation.tables import Episode
 from utils import UserError
 
@@ -100,5 +100,7 @@ def test_human_normalised_scores() -> None:
     assert human_normalised("ALE/Boxing-v5", 0.1) == pytest.approx(0.0)
     for same in ("ale_py:ALE/Boxing-v5", "BoxingNoFrameskip-v4", "BoxingDeterministic-v0"):
         assert human_normalised(same, 12.1) == pytest.approx(1.0)
-    for other in ("Diagnostic/Catch-v0", "other/Boxing-v0", "my_env:ALEX/Boxing-v5"):
+    for other in ("Diagnostic/Catch-v0", "other/Boxing-v0", "my_env:ALEX/Boxing-v5", "my_env:Boxing-v0"):
         assert human_normalised(other, 1.0) is None
+    assert game_of("MyDeterministic-v1") == "MyDeterministic-v1" and game_of("mine:Ball-v2") == "Ball-v2"
+    assert game_of("ALE/Zaxxon-v5") == "Zaxxon"  # of Atari, if not of the 26

@@ -181,7 +181,8 @@ def test_names_that_are_patterns_and_archived_runs_are_found_by_their_names(
     assert found("[a]") == ["[a]"] and found("b,c") == ["b,c"] and found("a,[a]") == ["[a]", "a"]
     assert found("?") == ["a"] and found(f"{outputs}/a") == ["a"]
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert found("~/outputs/a") == found("~/outputs/?") == ["a"]
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert found("~/outputs/a") == found("~/outputs/?") == found(f"{tmp_path}/runs/a/") == ["a"]
     assert found() == ["[a]", "a", "b,c"] and found("*.archived-*") == ["a.archived-1"]
 
 
@@ -223,16 +224,24 @@ def test_of_two_runs_of_one_seed_the_evaluated_one_counts_and_the_other_is_named
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = tmp_path / "outputs"
-    for name, steps in (("a", ()), ("b", (50_000, 100_000)), ("c", (50_000,))):
-        written = write_run(tmp_path, FakeRun(evaluated=steps))
+    runs = {
+        "a": FakeRun(evaluated=()),
+        "b": FakeRun(evaluated=(50_000, 100_000)),
+        "c": FakeRun(evaluated=(50_000,)),
+        "longer": FakeRun(steps=150_000, evaluated=(50_000, 150_000), score=99),
+        "release": FakeRun(evaluated=(100_000,), how="release,0", score=99),
+        "smaller": FakeRun(evaluated=(100_000,), episodes=2, score=99),
+    }
+    for name, run in runs.items():
+        written = write_run(tmp_path, run)
         for path in (outputs / written, *(outputs / "eval_result").glob(f"{written}*")):
             path.rename(path.with_name(path.name.replace(written, name)))
     report.main(["--outputs", str(outputs)])
     said = capsys.readouterr().out
-    for name in ("a", "c"):
+    for name in runs.keys() - {"b"}:
         assert f"left out: {name} ({outputs / name}): same method, game and seed as {outputs / 'b'}" in said
     (row,) = rows_of(outputs / "report" / "tables" / "per_game.csv")
-    assert row["mean_return"] != ""
+    assert float(row["mean_return"]) == 80
 
 
 def test_environments_and_their_figures_are_told_apart(tmp_path: Path) -> None:
