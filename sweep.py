@@ -18,8 +18,7 @@ from evaluation.tables import best_rows
 from sweeping.local import LocalEngine
 from sweeping.options import LOCAL, Options, help_text, parse_options
 from sweeping.runs import LOGS, SweepRun, plan_runs
-from sweeping.scheduler import FAILED, STOPPED, Entry, carry_out
-from sweeping.table import Table, summary
+from sweeping.scheduler import FAILED, STOPPED, Entry, Table, carry_out, summary
 from training.run import StopRequest
 from utils import REPOSITORY, UserError, run_cli
 

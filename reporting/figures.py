@@ -14,14 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series
 
+from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE
 from reporting.runs import Run
+from reporting.statistics import mean_curve, performance_profile
 from reporting.tables import OURS
 
 # Colours that most kinds of colour blindness keep apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REFERENCE_COLOUR, OTHER_COLOUR = "#222222", "#9AA3AD"
 WIDTH = 6.4  # inches: the text stays readable on a phone
+THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance profile
+# Published methods whose profiles are drawn.
+COMPARED = {REFERENCE: REFERENCE_COLOUR} | dict.fromkeys(("DreamerV3_2023", "IRIS", "DIAMOND"), OTHER_COLOUR)
 TRAINING_BINS = 40  # points of a curve of training returns
 DOTS_PER_INCH = 160
 PANELS = {
@@ -79,15 +84,17 @@ def _draw_intervals(axis: Axes, frame: DataFrame, key: str, shades: Sequence[str
     axis.vlines(values, places - 0.3, places + 0.3, colors=shades, linewidth=2.2)
 
 
-def draw_profiles(curves: Mapping[str, DataFrame], palette: Mapping[str, str]) -> Figure:
+def draw_profiles(comparison: Comparison, palette: Mapping[str, str]) -> Figure:
     """Share of runs that reach more than a score, for every score."""
     figure, (axis,) = new_figure(WIDTH, 4.2)
-    shades = {f"{label} (here)": colour for label, colour in palette.items()}
-    shades |= {f"{REFERENCE}, published": REFERENCE_COLOUR}
+    for label, grid in comparison.ours.items():
+        profile = performance_profile(grid, THRESHOLDS)
+        _draw_curve(axis, THRESHOLDS, *profile, palette[label], f"{label} (here)")
     styles = itertools.cycle(("-", "--", "-.", ":"))
-    for name, curve in curves.items():
-        style = "-" if name.endswith("(here)") else next(styles)
-        _draw_curve(axis, curve, shades.get(name, OTHER_COLOUR), name, style)
+    for name, grid in comparison.published.items():
+        if name in COMPARED:
+            profile, colour = performance_profile(grid, THRESHOLDS), COMPARED[name]
+            _draw_curve(axis, THRESHOLDS, *profile, colour, f"{name}, published", next(styles))
     axis.axvline(1, color=REFERENCE_COLOUR, linewidth=0.8, linestyle=":")
     axis.set(xlabel="human-normalised score τ (1: a person)", ylabel="share of runs with score > τ")
     axis.set_ylim(0, 1)
@@ -95,28 +102,42 @@ def draw_profiles(curves: Mapping[str, DataFrame], palette: Mapping[str, str]) -
     return figure
 
 
-def _draw_curve(axis: Axes, curve: DataFrame, colour: str, label: str, style: str = "-") -> None:
-    mark = "o" if len(curve) <= TRAINING_BINS and style == "-" else ""
-    axis.plot(curve.x, curve.value, style + mark, color=colour, label=label, linewidth=1.8, markersize=3)
-    axis.fill_between(curve.x, curve.value_low, curve.value_high, color=colour, alpha=0.18, linewidth=0)
-    if len(curve) == 1:
-        axis.vlines(curve.x, curve.value_low, curve.value_high, color=colour, alpha=0.6)
+def _draw_curve(
+    axis: Axes,
+    places: Sequence[float],
+    values: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    colour: str,
+    label: str,
+    style: str = "-",
+) -> None:
+    mark = "o" if len(places) <= TRAINING_BINS and style == "-" else ""
+    axis.plot(places, values, style + mark, color=colour, label=label, linewidth=1.8, markersize=3)
+    if bounds is not None:
+        axis.fill_between(places, *bounds, color=colour, alpha=0.18, linewidth=0)
+        if len(places) == 1:
+            axis.vlines(places, *bounds, color=colour, alpha=0.6)
 
 
 def draw_game(
     game: str,
-    curves: Mapping[str, DataFrame],
+    grids: Mapping[str, DataFrame],
     runs: Sequence[Run],
     reference: tuple[float, float, float] | None,
     palette: Mapping[str, str],
 ) -> Figure:
-    """Learning curves of one game: evaluations (by label), training returns, STORM's published range."""
+    """Learning curves of one game: evaluations, training returns, STORM's published range.
+
+    Args:
+        grids: returns of the evaluations (steps, seeds) by label. runs: all of this game.
+        reference: mean, lowest and highest return of STORM as published.
+    """
     figure, (axis,) = new_figure(5, 3.4)
     for run in runs:
         _draw_training_returns(axis, run, palette[run.label])
-    for label, curve in curves.items():
-        seeds = sum(run.label == label and bool(run.evaluations) for run in runs)
-        _draw_curve(axis, curve, palette[label], f"{label}, {seeds} seed{'s' * (seeds > 1)}")
+    for label, grid in grids.items():
+        seeds, curve = grid.shape[1], mean_curve(grid.to_numpy().T)
+        _draw_curve(axis, grid.index, *curve, palette[label], f"{label}, {seeds} seed{'s' * (seeds > 1)}")
     if reference is not None:
         mean, lowest, highest = reference
         look = {"fmt": "D", "color": REFERENCE_COLOUR, "markersize": 4, "capsize": 4}

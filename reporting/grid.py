@@ -109,6 +109,28 @@ def named(label: str, runs: Sequence[Run], reason: str) -> list[str]:
     return [f"{label}: {reason}: {', '.join(run.name for run in runs)}"] if runs else []
 
 
+def seed_grids(runs: Sequence[Run], scores: DataFrame) -> tuple[dict[str, DataFrame], list[str]]:
+    """Return each method's returns (steps, seeds) at the steps that all its runs were evaluated at.
+
+    Also which runs are in no grid, and why.
+
+    Args:
+        runs: of one game. scores: of these runs.
+    """
+    grids, missing = {}, []
+    for label, group in by_label(runs).items():
+        own = scores[scores.run.isin([run.name for run in group])]
+        missing += named(label, [run for run in group if run.name not in set(own.run)], "no score to draw")
+        grid = own.pivot(index="step", columns="seed", values="mean").dropna()
+        if len(grid):
+            grids[label] = grid
+        elif len(own):
+            missing.append(
+                f"{label}: no step that all its runs were evaluated at: {', '.join(own.run.unique())}"
+            )
+    return grids, missing
+
+
 def absent_from(comparison: Comparison, runs: Sequence[Run]) -> list[str]:
     """Return which runs are in no figure of a comparison, and why."""
     lines = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from reporting import curves, figures, grid, tables
+from reporting import figures, grid, tables
 from reporting.published import REFERENCE, Published
 from reporting.runs import Run
 from utils import UserError, as_file_name, write_atomically
@@ -115,9 +115,8 @@ class Parts:
         table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison)
         if not comparison.ours:
             return
-        profiles = curves.profiles(comparison)
         self.figures[f"aggregates{suffix}"] = figures.draw_aggregates(table.frame, self.palette)
-        self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(profiles, self.palette)
+        self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(comparison, self.palette)
         self.missing[f"aggregates{suffix}"] = grid.absent_from(comparison, self.runs)
         rows = {(row.method, row.origin): row for row in table.frame.itertuples()}
         self.summary += [
@@ -131,9 +130,9 @@ class Parts:
         """Draw one game; return which runs are left out."""
         runs = [run for run in self.runs if run.game == game]
         scores = self.scores[self.scores.game == game]
-        lines, missing = curves.learning_curves(runs, scores)
+        grids, missing = grid.seed_grids(runs, scores)
         reference = self.published.seed_range(game) if any(run.benchmarked for run in runs) else None
-        self.figures[self.curves[game]] = figures.draw_game(game, lines, runs, reference, self.palette)
+        self.figures[self.curves[game]] = figures.draw_game(game, grids, runs, reference, self.palette)
         return missing
 
 

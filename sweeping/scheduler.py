@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
+
+from tqdm import tqdm
 
 from sweeping.local import Job
 from sweeping.runs import EVALUATE, TRAIN, SweepRun
@@ -51,6 +54,12 @@ class Entry:
         return EVALUATED if EVALUATE in self.run.stages else TRAINED
 
     @property
+    def words(self) -> str:
+        """The state in some words."""
+        words = f"{self.state}, attempt {self.attempts}" if self.attempts > 1 else self.state
+        return f"{words} ({self.note})" if self.note else words
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more will happen to the run."""
         return self.state in (self.goal, FAILED, STOPPED)
@@ -80,6 +89,33 @@ class Entry:
                     return
             self.state = TRAINED if stage == TRAIN else EVALUATED
         self.note, self.attempts = "", 0
+
+
+def summary(entries: Collection[Entry]) -> str:
+    """Return how many runs are in which state."""
+    states = [entry.state for entry in entries]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
+    return f"{len(states)} run{'s' if len(states) > 1 else ''}: {counts}"
+
+
+class Table:
+    """Says on stderr what changes and, on a terminal, how many runs are in which state."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False)  # on a terminal only
+        self._said: dict[str, str] = {}
+
+    def show(self, entries: Collection[Entry]) -> None:
+        """Bring what is shown up to date."""
+        for entry in entries:
+            if entry.words != self._said.get(entry.run.name, WAITING):
+                tqdm.write(f"{entry.run.name}: {entry.words}", file=sys.stderr)
+            self._said[entry.run.name] = entry.words
+        self._bar.set_description_str(summary(entries))
+
+    def close(self) -> None:
+        """Take the last line off the terminal."""
+        self._bar.close()
 
 
 def carry_out(

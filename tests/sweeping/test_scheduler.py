@@ -18,9 +18,9 @@ from sweeping.scheduler import (
     TRAINING,
     WAITING,
     Entry,
+    Table,
     carry_out,
 )
-from sweeping.table import Table
 
 End = tuple[int, str, int | str]  # step saved, status, exit code
 
