@@ -6,6 +6,8 @@ Importing this module registers them with Gymnasium:
   through a board of 10 rows and 5 columns; a paddle at the bottom moves left, stays or moves
   right; the ninth step ends the episode with reward +1 if the ball is caught, else -1.
 - `Diagnostic/Digits-v0`: two handwritten digits that bounce (`environments.digits`).
+- `Diagnostic/Reach-v0`: a hand is moved to a target in the plane; continuous actions, seen as a
+  vector or, drawn, as a picture. With `steps=1` a bandit: the action itself is where to point.
 - `Diagnostic/Twins-v0`: every frame is one of several equally likely pictures, drawn anew at
   each step whatever the action. A picture is a grid of parts that all show the same class, so
   a model that draws the parts independently is found out: its parts disagree
@@ -28,6 +30,7 @@ GRID = 4  # a picture of Twins has 4 x 4 parts
 GLYPH = 4  # and a part's pattern is a glyph of 4 x 4 cells, one for each of 16 classes
 NUM_PICTURES = GLYPH * GLYPH
 METADATA = {"render_modes": ["rgb_array"], "render_fps": 15}
+DISC = 0.25  # radius of Reach's hand and target where the plane is 2 wide
 
 
 class Catch(gymnasium.Env):
@@ -79,6 +82,53 @@ class Catch(gymnasium.Env):
     def _cell(self, picture: np.ndarray, row: int, column: int) -> np.ndarray:
         rows, columns = self._row_edges, self._column_edges
         return picture[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+
+
+class Reach(gymnasium.Env):
+    """Move a hand to a target. The reward of a step is 1 less the distance that is left, at most 1.
+
+    The plane is [-1, 1]^2, the hand begins in its middle, and an action moves it along both axes
+    by up to `min(1, 4 / steps)`. Observed are hand and target, float32 (4,). The last step is a
+    truncation, but with `steps=1` a termination.
+
+    Args:
+        steps: of an episode. image_size: side of the square picture in pixels.
+        render_mode: None or "rgb_array".
+    """
+
+    metadata = METADATA
+    observation_space = spaces.Box(-1, 1, (4,))
+    action_space = spaces.Box(-1, 1, (2,))
+
+    def __init__(self, steps: int = 16, image_size: int = 64, render_mode: str | None = None) -> None:
+        self.image_size, self.render_mode = image_size, render_mode
+        self.steps, self.reach = steps, min(1.0, 4 / steps)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A target anywhere, the hand in the middle."""
+        super().reset(seed=seed)
+        self.elapsed, self.hand, self.target = 0, np.zeros(2), self.np_random.uniform(-1, 1, 2)
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the hand; what would leave the plane stays at its edge."""
+        self.elapsed += 1
+        self.hand = np.clip(self.hand + self.reach * np.asarray(action, np.float64), -1, 1)
+        reward, ended = 1 - float(np.linalg.norm(self.target - self.hand)), self.elapsed == self.steps
+        return self._observe(), reward, ended and self.steps == 1, ended and self.steps > 1, {}
+
+    def _observe(self) -> np.ndarray:
+        return np.concatenate([self.hand, self.target]).astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """Return hand and target as discs with soft edges, uint8 (S, S, 3)."""
+        centres = (np.arange(self.image_size) + 0.5) * 2 / self.image_size - 1
+        picture = np.full((self.image_size, self.image_size, 3), BACKGROUND, np.float64)
+        for (x, y), colour in ((self.target, BALL), (self.hand, PADDLE)):
+            distance = np.hypot(centres - x, centres[:, None] - y)
+            share = np.clip((DISC - distance) * self.image_size / 2 + 0.5, 0, 1)[..., None]
+            picture += share * (np.array(colour) - picture)
+        return np.rint(picture).astype(np.uint8)
 
 
 class Twins(gymnasium.Env):
@@ -178,4 +228,5 @@ def is_consistent(frames: np.ndarray) -> np.ndarray:
 
 gymnasium.register("Diagnostic/Catch-v0", entry_point="environments.diagnostic:Catch")
 gymnasium.register("Diagnostic/Digits-v0", entry_point="environments.digits:Digits")
+gymnasium.register("Diagnostic/Reach-v0", entry_point="environments.diagnostic:Reach")
 gymnasium.register("Diagnostic/Twins-v0", entry_point="environments.diagnostic:Twins")

@@ -52,7 +52,7 @@ def test_random_play_catches_one_in_five() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Diagnostic/Catch-v0", "reach_env:Reach-v0", "Diagnostic/Twins-v0", "Diagnostic/Digits-v0"]
+    "name", ["Diagnostic/Catch-v0", "Diagnostic/Reach-v0", "Diagnostic/Twins-v0", "Diagnostic/Digits-v0"]
 )
 def test_gymnasiums_own_checker_is_content(name: str) -> None:
     check_env(gymnasium.make(name).unwrapped, skip_render_check=True)
@@ -65,7 +65,7 @@ def point(observation: np.ndarray, reach: float) -> np.ndarray:
 
 @pytest.mark.parametrize("steps", [1, 16])
 def test_who_points_at_the_target_reaches_it(steps: int) -> None:
-    env = gymnasium.make("reach_env:Reach-v0", steps=steps, render_mode="rgb_array")
+    env = gymnasium.make("Diagnostic/Reach-v0", steps=steps, render_mode="rgb_array")
     rng, returns = np.random.default_rng(0), {"best": [], "random": []}
     for policy in returns:
         for episode in range(200):
@@ -83,7 +83,7 @@ def test_who_points_at_the_target_reaches_it(steps: int) -> None:
 
 
 def test_reach_draws_hand_and_target_where_they_are() -> None:
-    env = gymnasium.make("reach_env:Reach-v0", steps=1, image_size=50, render_mode="rgb_array")
+    env = gymnasium.make("Diagnostic/Reach-v0", steps=1, image_size=50, render_mode="rgb_array")
     for seed in range(5):
         target = env.reset(seed=seed)[0][2:]
         picture = env.render().astype(int)

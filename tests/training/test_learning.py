@@ -46,11 +46,10 @@ REACH = {
 @pytest.mark.parametrize(
     "task", ["bandit", "pointing", pytest.param("bandit-pixels", marks=pytest.mark.slow)]
 )
-def test_a_hand_is_moved_to_its_target(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # of reach_env
+def test_a_hand_is_moved_to_its_target(tmp_path: Path, task: str) -> None:
     also, steps, first, last = REACH[task]
     settings = [
-        "BasicSettings.env_name=reach_env:Reach-v0",
+        "BasicSettings.env_name=Diagnostic/Reach-v0",
         f"JointTrainAgent.SampleMaxSteps={steps}",
         "Models.WorldModel.VectorHiddenDim=64",
         "Models.WorldModel.VectorLayers=2",

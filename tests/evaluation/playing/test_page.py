@@ -241,7 +241,7 @@ def test_a_phone_shows_it_all_and_is_played_by_touch(page: Any, site: Site) -> N
 
 
 def test_states_are_curves_and_continuous_actions_are_sliders(browser: Any, tmp_path: Path) -> None:
-    site = Site(lambda: make_session(tmp_path, "STORM", "reach_env:Reach-v0"))
+    site = Site(lambda: make_session(tmp_path, "STORM", "Diagnostic/Reach-v0"))
     page = open_page(browser, site)
     try:
         wait_until(page, lambda: step_of(page) > 3)

@@ -150,7 +150,7 @@ def test_a_reset_begins_another_episode(session: Session) -> None:
 
 
 def test_states_and_continuous_actions(tmp_path: Path) -> None:
-    session = make_session(tmp_path, "STORM", "reach_env:Reach-v0")
+    session = make_session(tmp_path, "STORM", "Diagnostic/Reach-v0")
     try:
         assert session.plans == [] and session.idle == [0.0, 0.0]
         do(session, "player", "you")
