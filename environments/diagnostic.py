@@ -22,6 +22,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from einops import reduce
 from gymnasium import spaces
 
 CATCH_ROWS, CATCH_COLUMNS = 10, 5
@@ -207,11 +208,10 @@ def parts_of(frames: np.ndarray) -> np.ndarray:
         the smallest distance between two.
     """
     pictures = twins_pictures(frames.shape[-2]).astype(np.float32)
-    side = frames.shape[-2] // GRID
 
     def part_distance(difference: np.ndarray) -> np.ndarray:  # (..., S, S, 3) → (..., 4, 4)
-        cells = np.square(difference).reshape(*difference.shape[:-3], GRID, side, GRID, side, 3)
-        return np.sqrt(cells.mean(axis=(-4, -2, -1)))
+        pattern = "... (row height) (column width) colour -> ... row column"
+        return np.sqrt(reduce(np.square(difference), pattern, "mean", row=GRID, column=GRID))
 
     frames = np.asarray(frames, dtype=np.float32)
     distance = np.stack([part_distance(frames - picture) for picture in pictures], axis=-1)

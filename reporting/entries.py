@@ -18,7 +18,6 @@ from utils import UserError, as_file_name
 
 README = "README.md"
 TEMPLATES = Path(__file__).with_name("templates")
-NOTES = "notes.md"  # written by hand to explain a score; the only file without a checksum
 COLUMNS = "method game seed step mean_return:1 evaluated episodes published settings hours:2 hardware commit"
 
 
@@ -27,7 +26,6 @@ class Entry:
     folder: Path
     run: Run
     gaps: tuple[str, ...]  # why the run is not complete
-    notes: str
 
     @property
     def title(self) -> str:
@@ -59,7 +57,7 @@ def shortcomings(run: Run) -> list[str]:
 
 def load_entry(folder: Path) -> Entry:
     """Read an entry whose files are those of its manifest; raise UserError naming what is not."""
-    files = {path.name: path for path in folder.iterdir() if path.name not in (MANIFEST, NOTES)}
+    files = {path.name: path for path in folder.iterdir() if path.name != MANIFEST}
     wrong = sorted({*altered(folder, files), *(set(read_manifest(folder)) - set(files))})
     if wrong or not files:
         raise UserError(
@@ -69,9 +67,7 @@ def load_entry(folder: Path) -> Entry:
     run = load_run(RunFiles.of_entry(folder))
     if folder.absolute().parts[-3:] != entry_path(run).parts:
         raise UserError(f"{folder} was altered: its run belongs into {entry_path(run)}")
-    notes = folder / NOTES
-    text = notes.read_text(encoding="utf-8").strip() if notes.is_file() else ""
-    return Entry(folder, run, tuple(shortcomings(run)), text)
+    return Entry(folder, run, tuple(shortcomings(run)))
 
 
 def find_entries(results: Path) -> list[Entry]:

@@ -18,7 +18,6 @@ from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE
 from reporting.runs import Run
 from reporting.statistics import mean_curve, performance_profile
-from reporting.tables import OURS
 
 # Colours that most kinds of colour blindness keep apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,12 +28,6 @@ THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance p
 COMPARED = {REFERENCE: REFERENCE_COLOUR} | dict.fromkeys(("DreamerV3_2023", "IRIS", "DIAMOND"), OTHER_COLOUR)
 TRAINING_BINS = 40  # points of a curve of training returns
 DOTS_PER_INCH = 160
-PANELS = {
-    "mean": "Mean",
-    "median": "Median",
-    "iqm": "IQM",
-    "optimality_gap": "Optimality gap",
-}
 STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
@@ -49,11 +42,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(f"{path}.svg", metadata={"Date": None})
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of panels, sized in inches, in the style of the report."""
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of one panel, sized in inches, in the style of the report."""
     matplotlib.rcParams.update(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(np.ravel(figure.subplots(rows, columns)))
+    return figure, figure.subplots()
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
@@ -61,32 +54,9 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     return dict(zip(sorted(set(labels)), itertools.cycle(COLOURS), strict=False))
 
 
-def draw_aggregates(frame: DataFrame, palette: Mapping[str, str]) -> Figure:
-    """Point and interval of every method, one panel per aggregate; methods without an IQM are left out."""
-    kept = frame[frame.iqm.notna()][::-1]
-    ours = kept.origin == OURS
-    names = kept.method + np.where(ours, " (here)", "")
-    shades = [palette[name] if here else OTHER_COLOUR for name, here in zip(kept.method, ours, strict=True)]
-    figure, axes = new_figure(WIDTH, 1.5 + 0.44 * len(kept), 2, 2)
-    for number, (axis, (key, title)) in enumerate(zip(axes, PANELS.items(), strict=True)):
-        _draw_intervals(axis, kept, key, shades)
-        axis.set_title(title, fontsize=11)
-        axis.set_yticks(range(len(kept)), names if number % 2 == 0 else [])
-        axis.margins(y=0.04)
-    figure.supxlabel("human-normalised score", fontsize=10)
-    return figure
-
-
-def _draw_intervals(axis: Axes, frame: DataFrame, key: str, shades: Sequence[str]) -> None:
-    values, low, high = (frame[name].astype(float) for name in (key, f"{key}_low", f"{key}_high"))
-    places = np.arange(len(frame))
-    axis.barh(places, high - low, left=low, height=0.6, color=shades, alpha=0.35)
-    axis.vlines(values, places - 0.3, places + 0.3, colors=shades, linewidth=2.2)
-
-
 def draw_profiles(comparison: Comparison, palette: Mapping[str, str]) -> Figure:
     """Share of runs that reach more than a score, for every score."""
-    figure, (axis,) = new_figure(WIDTH, 4.2)
+    figure, axis = new_figure(WIDTH, 4.2)
     for label, grid in comparison.ours.items():
         profile = performance_profile(grid, THRESHOLDS)
         _draw_curve(axis, THRESHOLDS, *profile, palette[label], f"{label} (here)")
@@ -132,7 +102,7 @@ def draw_game(
         grids: returns of the evaluations (steps, seeds) by label. runs: all of this game.
         reference: mean, lowest and highest return of STORM as published.
     """
-    figure, (axis,) = new_figure(5, 3.4)
+    figure, axis = new_figure(5, 3.4)
     for run in runs:
         _draw_training_returns(axis, run, palette[run.label])
     for label, grid in grids.items():

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from configuration.checks import check_run_name
-from reporting.entries import NOTES, README, entry_path, find_entries, load_entry, render_readme, shortcomings
+from reporting.entries import README, entry_path, find_entries, load_entry, render_readme, shortcomings
 from reporting.published import load_published
 from reporting.runs import Run, RunFiles, load_run
 from run_files.manifest import altered, enter, read_manifest
@@ -95,7 +95,5 @@ def _put_in_place(fresh: Path, folder: Path) -> None:
             f"{folder} already holds {'a partial' if old.gaps else 'another complete'} run, "
             f"started {old.run.info['started']}: remove it first if this one is to replace it"
         )
-    if (folder / NOTES).is_file():
-        shutil.copyfile(folder / NOTES, fresh / NOTES)
     folder.rename(fresh.parent / "replaced")
     fresh.rename(folder)

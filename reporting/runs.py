@@ -96,21 +96,19 @@ class RunFiles:
 
     name: str
     folder: Path  # holds config.yaml, metrics.jsonl, run.json and videos/
-    evaluation: Path
-    episodes: Path
+    tables: dict[str, Path]  # of evaluations and of their episodes, by EVALUATED
 
     @staticmethod
     def of_output(name: str, outputs: Path) -> RunFiles:
         """Return the files of run `name` under `outputs`."""
-        tables = outputs / EVALUATIONS
-        return RunFiles(name, outputs / name, tables / f"{name}.csv", tables / f"{name}{EPISODES}.csv")
+        tables = (outputs / EVALUATIONS / f"{name}{ending}.csv" for ending in ("", EPISODES))
+        return RunFiles(name, outputs / name, dict(zip(EVALUATED, tables, strict=True)))
 
     @staticmethod
     def of_entry(folder: Path) -> RunFiles:
         """Return the files of an entry of results/."""
-        return RunFiles(
-            "/".join(folder.absolute().parts[-3:]), folder, *(folder / name for name in EVALUATED)
-        )
+        name = "/".join(folder.absolute().parts[-3:])
+        return RunFiles(name, folder, {table: folder / table for table in EVALUATED})
 
     @property
     def trained(self) -> dict[str, Path]:
@@ -120,8 +118,7 @@ class RunFiles:
     @property
     def evaluated(self) -> dict[str, Path]:
         """What evaluations wrote of it, by name, as far as it is there."""
-        paths = dict(zip(EVALUATED, (self.evaluation, self.episodes), strict=True))
-        return {name: path for name, path in paths.items() if path.exists()}
+        return {name: path for name, path in self.tables.items() if path.exists()}
 
 
 def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -187,10 +184,11 @@ def load_run(files: RunFiles) -> Run:
     """Read one run. Raise UserError if a file is damaged, or if nothing says which game it played."""
     config_path = files.folder / "config.yaml"
     config = load_saved_config(config_path) if config_path.is_file() else None
-    evaluations = tuple(best_rows(read_evaluations(files.evaluation)))
+    table = files.tables[EVALUATED[0]]
+    evaluations = tuple(best_rows(read_evaluations(table)))
     endless = [each for each in evaluations if not math.isfinite(each.mean)]
     if endless:
-        raise UserError(f"{files.evaluation}: the mean return of step {endless[0].step} is {endless[0].mean}")
+        raise UserError(f"{table}: the mean return of step {endless[0].step} is {endless[0].mean}")
     history, info = read_history(files.folder / "metrics.jsonl"), _read_status(files.folder / "run.json")
     return Run(files.name, *_identity(files.name, config), config, evaluations, history, info, files.folder)
 
