@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
 from sub_models.fast_forms import attend, softmax
+from sub_models.precision import products_are_faster
 from sub_models.transformer_model import ConcatMixer, SequenceModel, encode_action
 
 LENGTH = 6
@@ -162,6 +163,12 @@ def test_attention_in_bfloat16_is_that_of_float32(rows: int, length: int, causal
         torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
     scores = torch.randn(rows, length)
     torch.testing.assert_close(softmax(scores.bfloat16()).float(), scores.softmax(-1), rtol=0.03, atol=1e-3)
+
+
+def test_products_are_for_bfloat16_on_a_cpu() -> None:
+    assert products_are_faster(torch.zeros(1, dtype=torch.bfloat16))
+    assert not products_are_faster(torch.zeros(1))
+    assert not products_are_faster(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
 
 
 def test_causal_block_is_post_norm() -> None:
