@@ -80,12 +80,3 @@ def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndar
     mark = torch.zeros(len(video), MARK_HEIGHT, video.shape[2], len(CONTEXT_MARK), dtype=torch.uint8)
     mark[:context] = torch.tensor(CONTEXT_MARK, dtype=torch.uint8)
     return torch.cat([mark, video], dim=1).numpy()
-
-
-def imagination_video(
-    world_model: WorldModel, batch: Batch, context: int, streams: RandomStreams
-) -> np.ndarray:
-    """`comparison_video` of an open-loop prediction on (B, T) windows."""
-    return comparison_video(
-        batch.observation, open_loop(world_model, batch, context, streams).prediction, context
-    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +26,10 @@ HEALTH = {  # tag → title of its panel
     "ActorCritic/value_explained": "share of returns that the value explains",
 }
 AVERAGED = 5  # logged updates averaged in them
+SAMPLES = 8  # frames shown of each prior
+GAP = 2  # pixels between them
+LONGEST_BAR = 1.6  # leaves room for the text beside a bar of 1
+GOOD, BAD, OTHER = "#009E73", "#D55E00", "#9AA3AD"  # Okabe and Ito (2008)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -99,3 +104,50 @@ def draw_evaluations(axes: Axes, record: dict[str, Any], colours: dict[str, str]
         axes.plot(place, row["mean_return"], "o", color=colour)
     axes.set_xticks(range(len(rows)), [name for name, _, _ in rows], rotation=60, ha="right")
     axes.set(ylabel="evaluation: mean and 95 % interval")
+
+
+def draw_priors(record: dict[str, Any], frames: dict[str, np.ndarray], path: Path) -> None:
+    """Write the figure of experiments/joint_prior.py: bars, sample frames, and the end-to-end curves.
+
+    Args:
+        record: what the experiment writes as JSON.
+        frames: uint8 (N, S, S, 3) by prior, the same names as in record["priors"].
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    widths = [2.6, 2.4, 2.6] if record["end_to_end"] else [2.6, 2.4]
+    bars, samples, *curves = figure.subplots(1, len(widths), width_ratios=widths)
+    draw_shares(bars, record["priors"])
+    draw_samples(samples, [frames[name] for name in record["priors"]])
+    for axes in curves:
+        for (name, curve), colour in zip(record["end_to_end"].items(), (BAD, GOOD), strict=True):
+            points = [(point["step"], point["consistent"]) for point in curve]
+            axes.plot(*zip(*points, strict=True), label=name, color=colour)
+        axes.set(
+            ylim=(0, 1), xlabel="steps, everything trained together", ylabel="share of consistent frames"
+        )
+        axes.legend(frameon=False)
+    size = "{latents}×{classes}".format(**record["settings"])
+    figure.suptitle(f"Twins: imagined frames whose parts agree ({size} latents)")
+    save(figure, path)
+
+
+def draw_shares(axes: Axes, priors: dict[str, dict[str, float]]) -> None:
+    """Share of consistent frames by prior, with the cost beside it."""
+    shares = {name: result["consistent"] for name, result in priors.items()}
+    colours = {name: GOOD if share >= 0.5 else BAD for name, share in shares.items()} | {"posterior": OTHER}
+    bars = axes.barh(list(shares), shares.values(), color=[colours[name] for name in shares])
+    costs = [f", {cost:.1f}× time" if (cost := each.get("relative_time")) else "" for each in priors.values()]
+    labels = [f"{share:.2f}{cost}" for share, cost in zip(shares.values(), costs, strict=True)]
+    axes.bar_label(bars, labels, padding=3)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, LONGEST_BAR), xticks=(0, 0.5, 1), xlabel="share of consistent frames")
+
+
+def draw_samples(axes: Axes, frames: list[np.ndarray]) -> None:
+    """One row of frames, uint8 (N, S, S, 3), for each prior, with white between them."""
+    border = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    shown = np.stack([np.pad(each[:SAMPLES], border, constant_values=255) for each in frames])
+    picture = rearrange(shown, "row column h w colour -> (row h) (column w) colour")
+    axes.imshow(picture, aspect="auto", interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title("samples", fontsize="medium")

@@ -28,7 +28,7 @@ from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop, to_pixels
-from experiments.joint_prior_figure import draw
+from experiments.figures import draw_priors
 from experiments.training import experiment_parser, write_record
 from replay_buffer import ReplayBuffer
 from sub_models.batch import Batch
@@ -331,7 +331,7 @@ def main(arguments: list[str]) -> None:
     }
     name = f"{settings.latents}x{settings.classes}"
     write_record(out / f"{name}.json", "joint_prior", arguments, record)
-    draw(record, frames, out / f"{name}.png")
+    draw_priors(record, frames, out / f"{name}.png")
     print(f"wrote {out / name}.json and .png")
 
 

@@ -14,11 +14,10 @@ from environments.single import environment_id, find_spec
 from evaluation.options import parse_options
 from evaluation.policies import choose_steps
 from evaluation.tables import Evaluation, read_evaluations
-from run_files.directory import RunDirectory, find_run
+from run_files.directory import RunDirectory
 from run_files.manifest import read_json
 from sweeping.local import Job
 from sweeping.options import ONLY, Options
-from training.resume import check_resumable
 from utils import REPOSITORY, UserError
 
 TRAIN, EVALUATE = "train", "evaluate"
@@ -92,17 +91,6 @@ class SweepRun:
             and options.seed in (None, row.seed)
             and (row.episodes or 1) >= (options.num_episodes or self.config.Evaluation.NumEpisodes)
         )
-
-    def obstacle(self) -> str | None:
-        """Return why the run cannot even be tried, None if it can."""
-        try:
-            if TRAIN not in self.stages:
-                find_run(self.name, self.directory.root)
-            elif self.directory.config_file.is_file():
-                check_resumable(self.config, self.directory)
-        except UserError as error:
-            return str(error)
-        return None
 
     def last_line(self, stage: str) -> str:
         """Return the last line that a stage printed."""

@@ -25,7 +25,7 @@ from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
 from environments.workers import IGNORED_SIGNALS
 from evaluation.episodes import Stopped, evaluate, summarise
-from evaluation.open_loop import imagination_video
+from evaluation.open_loop import comparison_video, open_loop
 from evaluation.policies import EvaluationPolicy
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
@@ -298,7 +298,9 @@ class TrainingRun:
             batch = self.replay.sample(
                 evaluation.VideoWindows, length, streams.generator("windows", self.replay.device)
             ).to(self.execution.device)
-            frames = imagination_video(self.learner.world_model, batch, task.ImagineContextLength, streams)
+            context = task.ImagineContextLength
+            predicted = open_loop(self.learner.world_model, batch, context, streams).prediction
+            frames = comparison_video(batch.observation, predicted, context)
             self.logger.video(self.step, "Imagine/predict_video", frames, VIDEO_FPS)
 
     def save_state(self, status: str) -> None:

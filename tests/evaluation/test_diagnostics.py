@@ -10,13 +10,7 @@ import torch
 from tests_support import CPU, random_batch, small_config, small_models
 
 from compute.random_streams import RandomStreams
-from evaluation.open_loop import (
-    CONTEXT_MARK,
-    MARK_HEIGHT,
-    comparison_video,
-    imagination_video,
-    open_loop,
-)
+from evaluation.open_loop import CONTEXT_MARK, MARK_HEIGHT, comparison_video, open_loop
 from sub_models.batch import Batch
 from sub_models.functions_losses import one_hot
 from training.health import health
@@ -120,14 +114,6 @@ def test_grey_images_become_colour_videos() -> None:
     truth = torch.full((1, 2, 16, 16, 1), 51, dtype=torch.uint8)
     video = comparison_video(truth, torch.zeros(1, 2, 1, 16, 16), context=1)
     assert (video[:, MARK_HEIGHT : MARK_HEIGHT + 16] == 51).all() and video.shape[-1] == 3
-
-
-def test_the_imagination_video_is_that_of_an_open_loop_prediction() -> None:
-    world_model, _ = small_models()
-    batch = random_batch(2, LENGTH)
-    frames = open_loop(world_model, batch, CONTEXT, RandomStreams(5, CPU)).prediction
-    video = imagination_video(world_model, batch, CONTEXT, RandomStreams(5, CPU))
-    assert (video == comparison_video(batch.observation, frames, CONTEXT)).all()
 
 
 # Health.
