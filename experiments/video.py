@@ -28,6 +28,7 @@ from evaluation.video_metrics import frame_scores
 from evaluation.video_prediction import Judgement
 from evaluation.video_report import judge_runs, strip
 from experiments.figures import save
+from experiments.joint_prior import judge as judge_frames
 from experiments.training import experiment_parser, run_facts, side_by_side, start_training, write_record
 from utils import run_cli
 
@@ -43,7 +44,7 @@ MODELS = {  # name → config, overrides
 PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
 FRAMES, SIZE, WINDOWS = 32_000, 32, 256
 CONFIDENCE = 0.95
-STRIPS = 2  # windows in the picture
+STRIPS = 1  # windows in the picture
 PANELS = {"mse": "mean square error", "ssim": "SSIM", "prior_perplexity": "prior perplexity"}
 
 
@@ -84,6 +85,10 @@ def judge(data: str, seed: int) -> tuple[dict[str, Any], Judgement]:
     if data == "twins":
         measures.append(lambda truth, predicted: {"consistent": is_consistent(predicted).astype(float)})
     result, found = judge_runs(read_target(options), options, measures)
+    if data == "twins":
+        for name, frames in found.shown.items():
+            entropy = judge_frames(frames.reshape(-1, *frames.shape[2:]))["class_entropy"]
+            result["predictors"][name]["class_entropy"] = entropy  # of its first windows, 1 if uniform
     plain = {name: name.replace(f"{data}-", "").replace(f"-seed_{seed}", "") for name in result["predictors"]}
     result["predictors"] = {plain[name]: each for name, each in result["predictors"].items()}
     return result, found
