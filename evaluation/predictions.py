@@ -122,16 +122,6 @@ def round_to_sign(predicted: torch.Tensor, rewards: torch.Tensor) -> torch.Tenso
     return predicted.sign() * (predicted.abs() > smallest / 2)
 
 
-def beats_copy(by_horizon: dict[str, list[float]]) -> bool:
-    """Return whether predictions are nearer than the copy wherever an observation changes, at every horizon.
-
-    False if none ever changes.
-    """
-    pairs = zip(by_horizon["changed_model_error"], by_horizon["changed_copy_error"], strict=True)
-    better = [model < copy for model, copy in pairs if not math.isnan(copy)]
-    return bool(better) and all(better)
-
-
 def window_lengths(config: Config) -> tuple[int, int]:
     """Return context and horizon, no longer together than the windows the model was trained on."""
     task = config.JointTrainAgent
@@ -163,7 +153,6 @@ def measure(
     batch = spread_windows(steps, settings.PredictionWindows, context + horizon).to(execution.device)
     streams = RandomStreams(derive_seed(seed, "world-model report"), execution.device)
     prediction = open_loop(world_model, batch, context, streams)
-    by_horizon = errors_by_horizon(world_model, batch, prediction, context, streams)
     result = {
         "step": step,
         "seed": seed,
@@ -174,8 +163,7 @@ def measure(
         "windows": settings.PredictionWindows,
         "steps_played": steps.reward.shape[1],
         "episode_returns": returns,
-        "by_horizon": by_horizon,
-        "beats_copy_where_changed": beats_copy(by_horizon),
+        "by_horizon": errors_by_horizon(world_model, batch, prediction, context, streams),
     }
     if world_model.spaces.observation.kind != "image":
         return result, None

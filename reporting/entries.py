@@ -27,11 +27,6 @@ class Entry:
     run: Run
     gaps: tuple[str, ...]  # why the run is not complete
 
-    @property
-    def title(self) -> str:
-        """Which run it is, in words."""
-        return f"{self.run.label}, {self.run.game}, seed {self.run.seed}"
-
 
 def entry_path(run: Run) -> Path:
     """Return where under results/ the entry of a run lies: <model>/<game>/seed_<n>."""
