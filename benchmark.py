@@ -56,17 +56,13 @@ WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
 HORIZONS = (16, 32, 64)
 # Whole loops among the rows: by device, a title, and settings besides those of the command line.
+ENVS = "Evaluation.NumEnvs=20"
 PRESET = "BasicSettings.config_path=config_files/{}.yaml".format
 LOOPS = {
     "cpu": {preset: [PRESET(preset)] for preset in ("STORM-tiny", "GITSTORM-tiny")},
     "cuda": {
-        "STORM": [PRESET("STORM"), "Evaluation.NumEnvs=20"],
-        "GITSTORM": [PRESET("GITSTORM"), "Evaluation.NumEnvs=20"],
-        "STORM, replay buffer on the host": [
-            PRESET("STORM"),
-            "Evaluation.NumEnvs=20",
-            "BasicSettings.ReplayBufferOnGPU=False",
-        ],
+        **{preset: [PRESET(preset), ENVS] for preset in ("STORM", "GITSTORM")},
+        "STORM, replay buffer on the host": [PRESET("STORM"), ENVS, "BasicSettings.ReplayBufferOnGPU=False"],
     },
 }
 

@@ -49,7 +49,8 @@ def read_target(options: argparse.Namespace) -> Target:
         raise UserError(f"no folder of checkpoints {checkpoints}")
     own = read_config(options, run)
     config = override(own, options)
-    changed = [f"{key}={new}" for key, _, new in differences(own, config) if is_scored(key)]
+    changed = {key: new for key, _, new in differences(own, config) if key not in UNSCORED}
+    scored = [f"{key}={new}" for key, new in changed.items() if key.startswith("Environment.")]
     foreign = [] if checkpoints.absolute() == run.checkpoints.absolute() else ["ckpt_dir"]
     foreign += [] if run.config_file.is_file() else ["config_path", "env_name"]
     return Target(
@@ -59,13 +60,8 @@ def read_target(options: argparse.Namespace) -> Target:
         steps=choose_steps(checkpoints, options.checkpoints),
         as_release=options.protocol == "release"
         or (options.protocol is None and config.BasicSettings.ReleaseQuirks),
-        settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + changed),
+        settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + scored),
     )
-
-
-def is_scored(key: str) -> bool:
-    """Whether a setting changes scores, and has no column of its own in the evaluation table."""
-    return key.startswith("Environment.") and key not in UNSCORED
 
 
 def read_config(options: argparse.Namespace, run: RunDirectory) -> Config:

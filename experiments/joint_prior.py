@@ -10,11 +10,10 @@ Beside this, whole world models are trained end to end. Writes <out>/<K>x<C>.jso
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gymnasium
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
-from configuration.schema import Config
+from configuration.keys import fixed
+from configuration.schema import Config, keys_of
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop, to_pixels
@@ -44,38 +44,33 @@ JOINT_PLAN = PLANS[2]
 Loss = Callable[[Batch, RandomStreams], Tensor]
 
 
-def option(default: int | float, meaning: str) -> int | float:
-    """A setting with its meaning; it becomes an option of the command line."""
-    return field(default=default, metadata={"help": meaning})
-
-
 @dataclass(frozen=True)
 class Settings:
     """Every number of the experiment."""
 
-    latents: int = option(8, "K, latent variables")
-    classes: int = option(8, "C, classes of each")
-    image_size: int = option(32, "side of the pictures in pixels, a multiple of 16")
-    stem_channels: int = option(8, "channels of the encoder's first convolution")
-    width: int = option(64, "width D of the sequence model and of MaskGIT")
-    layers: int = option(2, "blocks of MaskGIT")
-    steps_per_episode: int = option(64, "length of the environment's episodes")
-    frames: int = option(2048, "frames of experience")
-    autoencoder_steps: int = option(500, "steps of encoder and decoder, 64 frames each")
-    prior_steps: int = option(1500, "steps of each prior")
-    end_to_end_steps: int = option(2000, "steps of each whole world model; 0 leaves them out")
-    curve_points: int = option(10, "measurements along these")
-    windows: int = option(8, "windows per step")
-    length: int = option(8, "steps per window")
-    learning_rate: float = option(1e-3, "of Adam, for every part")
-    imagined_windows: int = option(128, "windows that imagination starts from")
-    context: int = option(2, "real steps before imagination starts")
-    horizon: int = option(8, "imagined steps")
-    timed_batch: int = option(256, "imagined trajectories when the time is measured")
-    timed_context: int = option(8, "real steps before these")
-    timed_horizon: int = option(16, "their imagined steps")
-    timed_repeats: int = option(5, "measurements of the time, of which the least counts")
-    seed: int = option(0, "of everything")
+    latents: int = fixed(8, "K, latent variables")
+    classes: int = fixed(8, "C, classes of each")
+    image_size: int = fixed(32, "side of the pictures in pixels, a multiple of 16")
+    stem_channels: int = fixed(8, "channels of the encoder's first convolution")
+    width: int = fixed(64, "width D of the sequence model and of MaskGIT")
+    layers: int = fixed(2, "blocks of MaskGIT")
+    steps_per_episode: int = fixed(64, "length of the environment's episodes")
+    frames: int = fixed(2048, "frames of experience")
+    autoencoder_steps: int = fixed(500, "steps of encoder and decoder, 64 frames each")
+    prior_steps: int = fixed(1500, "steps of each prior")
+    end_to_end_steps: int = fixed(2000, "steps of each whole world model; 0 leaves them out")
+    curve_points: int = fixed(10, "measurements along these")
+    windows: int = fixed(8, "windows per step")
+    length: int = fixed(8, "steps per window")
+    learning_rate: float = fixed(1e-3, "of Adam, for every part")
+    imagined_windows: int = fixed(128, "windows that imagination starts from")
+    context: int = fixed(2, "real steps before imagination starts")
+    horizon: int = fixed(8, "imagined steps")
+    timed_batch: int = fixed(256, "imagined trajectories when the time is measured")
+    timed_context: int = fixed(8, "real steps before these")
+    timed_horizon: int = fixed(16, "their imagined steps")
+    timed_repeats: int = fixed(5, "measurements of the time, of which the least counts")
+    seed: int = fixed(0, "of everything")
 
 
 def model_config(settings: Settings) -> Config:
@@ -271,8 +266,7 @@ def compare_priors(
 
     def fitted(model_type: str) -> WorldModel:
         world_model = make_world_model(settings, model_type)
-        world_model.encoder = copy.deepcopy(autoencoder.encoder)
-        world_model.decoder = copy.deepcopy(autoencoder.decoder)
+        world_model.encoder, world_model.decoder = autoencoder.encoder, autoencoder.decoder
         fit_prior(world_model, data, settings)
         return world_model
 
@@ -298,10 +292,9 @@ def end_to_end_curves(data: ReplayBuffer, settings: Settings) -> dict[str, list[
 def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     """Settings and output folder of a command line."""
     parser = experiment_parser("joint_prior", __doc__)
-    for each in fields(Settings):
-        name = f"--{each.name}"
-        meaning = f"{each.metadata['help']} (default {each.default})"
-        parser.add_argument(name, type=type(each.default), default=each.default, help=meaning)
+    for name, key in keys_of(Settings()):
+        meaning = f"{key.meaning} (default {key.default})"
+        parser.add_argument(f"--{name}", type=key.type, default=key.default, help=meaning)
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     return replace(Settings(), **options), out

@@ -54,12 +54,10 @@ def _weight(run: Run) -> tuple[Any, ...]:
     return run.benchmarked, run.scored.worth if run.scored else (), run.last_step
 
 
-def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return label -> its runs."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.label, []).append(run)
-    return groups
+    labels = dict.fromkeys(run.label for run in runs)
+    return {label: [run for run in runs if run.label == label] for label in labels}
 
 
 def score_frame(runs: Iterable[Run]) -> DataFrame:

@@ -63,7 +63,7 @@ def test_an_environments_fault_does_not_end_the_measurement_of_evaluation(
 def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "HORIZONS", (2, 4))
     file = tmp_path / "rows.json"
-    benchmark.main([*SMALL, *SHORT, "--rows", "--steps=8", f"--json={file}"])
+    benchmark.main([*SMALL, *SHORT, "--repeats=5", "--rows", "--steps=8", f"--json={file}"])
     rows = json.loads(file.read_text())
     assert rows["horizon_ratio"] > 0 and set(rows["horizons"]) == {"2", "4"}
     assert rows["env_steps_per_s"] == rows["loops"]["STORM-tiny"]["env_steps_per_s"]
