@@ -13,6 +13,7 @@ and of random play, with 95 % intervals (Student's t), and the returns of the tr
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import time
@@ -34,7 +35,6 @@ from experiments.training import (
     saved_steps,
     side_by_side,
     start_training,
-    stop,
     training_curves,
     training_returns,
     write_record,
@@ -104,7 +104,8 @@ def train(name: str, preset: str, settings: list[str], enough: float, folder: Pa
     while process.poll() is None:
         time.sleep(PAUSE)
         if is_enough():
-            stop(process)
+            process.terminate()  # it saves first
+            process.wait()
     if process.returncode and not is_enough():
         raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
 
@@ -148,10 +149,7 @@ def main(arguments: list[str]) -> int:
     random = play_randomly(options.game, options.seeds[0], options.episodes)
     low, high = random["interval"]
     print(f"random play: {random['mean_return']:.4g} ({low:.4g} to {high:.4g})", flush=True)
-
-    def measure_here(preset: str, seed: int) -> dict[str, Any]:
-        return measure(preset, seed, options, Path.cwd())
-
+    measure_here = functools.partial(measure, options=options, folder=Path.cwd())
     path = options.out / f"{options.game}.json"
     presets = presets_of(options.game)
     rows = side_by_side(measure_here, presets, options.seeds)

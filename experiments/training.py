@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -81,13 +80,6 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
     ]
     with (folder / f"{run_name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
-
-
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask training to save and stop; its exit code."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    return process.wait()
 
 
 def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:

@@ -27,7 +27,10 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> Table:
     """
     sets = {"A": first, "B": second}
     for side, runs in sets.items():
-        _check_one_method(side, runs)
+        places = [(run.game, run.seed) for run in runs]
+        if repeated := [run.name for run in runs if places.count((run.game, run.seed)) > 1]:
+            names = " and ".join(repeated)
+            raise UserError(f"{side} holds {names}: two runs of one game and seed; select one")
     games = [{run.game for run in runs} for runs in sets.values()]
     if not games[0] & games[1]:
         raise UserError("A and B have no game in common")
@@ -39,15 +42,6 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> Table:
         mean = mean_difference(changes)
         table.append([f"mean of {len(changes)} games", *[None] * 4, mean, None, _reading(mean)])
     return make_table("compare", COLUMNS, table)
-
-
-def _check_one_method(side: str, runs: Sequence[Run]) -> None:
-    seen: dict[tuple[str, int], Run] = {}
-    for run in runs:
-        other = seen.setdefault((run.game, run.seed), run)
-        if other is not run:
-            pair = f"{other.name} and {run.name}"
-            raise UserError(f"{side} holds {pair}: two runs of one game and seed; select one")
 
 
 def _row(game: str, scores: DataFrame) -> tuple[list[Any], Difference | None]:
