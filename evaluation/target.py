@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +98,11 @@ def check_agreement(options: argparse.Namespace, config: Config) -> None:
         raise UserError(
             f"-env_name={options.env_name}: run {options.run_name} was trained on {saved.env_name}"
         )
-    if options.config_path is None or is_same_file(options.config_path, saved.config_path):
-        return  # of the same file: the run's overrides were laid over it
+    if options.config_path is None:
+        return
+    with contextlib.suppress(UserError):
+        if find_config(options.config_path).samefile(find_config(saved.config_path)):
+            return  # the run's overrides were laid over it
     given = load_config([f"BasicSettings.config_path={options.config_path}"])
     for key, asked, trained in differences(given, config):
         if key.startswith(SHAPING):
@@ -106,11 +110,3 @@ def check_agreement(options: argparse.Namespace, config: Config) -> None:
                 f"-config_path={options.config_path} has {key}={asked}: run {options.run_name} was trained "
                 f"with {trained}, from {saved.config_path}; leave -config_path out"
             )
-
-
-def is_same_file(one: str, other: str) -> bool:
-    """Return whether two values of BasicSettings.config_path name one file that is there."""
-    try:
-        return find_config(one).samefile(find_config(other))
-    except UserError:
-        return False

@@ -21,7 +21,7 @@ from reporting.statistics import mean_curve
 # Colours that most kinds of colour blindness keep apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REFERENCE_COLOUR = "#222222"
-WIDTH = 6.4  # inches: the text stays readable on a phone
+SIZE = (5, 3.4)  # inches: the text stays readable on a phone
 TRAINING_BINS = 40  # points of a curve of training returns
 DOTS_PER_INCH = 160
 STYLE = {
@@ -36,13 +36,6 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f"{path}.png", dpi=DOTS_PER_INCH)
     figure.savefig(f"{path}.svg", metadata={"Date": None})
-
-
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of one panel, sized in inches, in the style of the report."""
-    matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
@@ -60,6 +53,12 @@ def _draw_curve(axis: Axes, grid: DataFrame, colour: str, label: str) -> None:
             axis.vlines(grid.index, *bounds, color=colour, alpha=0.6)
 
 
+def _draw_reference(axis: Axes, mean: float, lowest: float, highest: float) -> None:
+    look = {"fmt": "D", "color": REFERENCE_COLOUR, "markersize": 4, "capsize": 4}
+    reach = [[mean - lowest], [highest - mean]]
+    axis.errorbar([BENCHMARK_STEP], [mean], reach, label=f"{REFERENCE}, published range", **look)
+
+
 def draw_game(
     game: str,
     grids: Mapping[str, DataFrame],
@@ -73,20 +72,18 @@ def draw_game(
         grids: returns of the evaluations (steps, seeds) by label. runs: all of this game.
         reference: mean, lowest and highest return of STORM as published.
     """
-    figure, axis = new_figure(5, 3.4)
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axis = figure.subplots()
     for run in runs:
         _draw_training_returns(axis, run, palette[run.label])
     for label, grid in grids.items():
         seeds = grid.shape[1]
         _draw_curve(axis, grid, palette[label], f"{label}, {seeds} seed{'s' * (seeds > 1)}")
     if reference is not None:
-        mean, lowest, highest = reference
-        look = {"fmt": "D", "color": REFERENCE_COLOUR, "markersize": 4, "capsize": 4}
-        reach = [[mean - lowest], [highest - mean]]
-        axis.errorbar([BENCHMARK_STEP], [mean], reach, label=f"{REFERENCE}, published range", **look)
+        _draw_reference(axis, *reference)
     axis.set_title(game, loc="left", fontsize=11, fontweight="bold")
-    axis.set_ylabel("episode return")
-    axis.set_xlabel("environment steps")
+    axis.set(xlabel="environment steps", ylabel="episode return")
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter("{x:,.0f}")
