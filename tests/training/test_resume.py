@@ -389,6 +389,7 @@ def test_tensorboard_shows_each_step_once(stopped: Path) -> None:
     steps = [event.step for event in events.Scalars("replay_buffer/length")]
     assert steps == [line["step"] for line in metrics(stopped, "run") if "replay_buffer/length" in line]
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
+    assert [event.step for event in events.Tensors("config/text_summary")] == [0]
 
 
 # --- damage
