@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from run_files.directory import RunDirectory
-from run_files.metrics import read_history, read_metrics
+from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
 from utils import OneLineParser, write_atomically
@@ -84,9 +83,9 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
 
 def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
     """(step, return) of every training episode that a run has logged so far."""
-    history = read_history(RunDirectory(run_name, folder).metrics_file)
-    steps, returns = map(np.ndarray.tolist, (history.return_steps, history.returns))
-    return [(int(step), value) for step, value in zip(steps, returns, strict=True)]
+    records = read_metrics(RunDirectory(run_name, folder).metrics_file)
+    returns = [(record.step, record.episode_return) for record in records]
+    return [(step, value) for step, value in returns if value is not None]
 
 
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
