@@ -75,7 +75,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def trainer_of(run: SweepRun) -> int:
     """The process that has the run, as its lock file says."""
-    return json.loads(run.directory.lock_file.read_text())["pid"]
+    return int(run.directory.lock_file.read_text().split()[1])  # "process 123 on host …"
 
 
 def steps_are_those_of_one_run(run: SweepRun) -> bool:
