@@ -14,14 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series
 
+from reporting.grid import Comparison
 from reporting.published import BENCHMARK_STEP, REFERENCE
 from reporting.runs import Run
-from reporting.statistics import mean_curve
+from reporting.statistics import mean_curve, performance_profile
 
 # Colours that most kinds of colour blindness keep apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE_COLOUR = "#222222"
+REFERENCE_COLOUR, OTHER_COLOUR = "#222222", "#9AA3AD"
 SIZE = (5, 3.4)  # inches: the text stays readable on a phone
+THRESHOLDS = np.linspace(0, 4, 81)  # human-normalised scores of a performance profile
+# Published methods whose profiles are drawn.
+COMPARED = {REFERENCE: REFERENCE_COLOUR} | dict.fromkeys(("DreamerV3_2023", "IRIS", "DIAMOND"), OTHER_COLOUR)
 TRAINING_BINS = 40  # points of a curve of training returns
 DOTS_PER_INCH = 160
 STYLE = {
@@ -43,14 +47,45 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
     return dict(zip(sorted(set(labels)), itertools.cycle(COLOURS), strict=False))
 
 
-def _draw_curve(axis: Axes, grid: DataFrame, colour: str, label: str) -> None:
-    values, bounds = mean_curve(grid.to_numpy().T)
-    mark = "o" if len(grid) <= TRAINING_BINS else ""
-    axis.plot(grid.index, values, f"-{mark}", color=colour, label=label, linewidth=1.8, markersize=3)
+def _new_figure() -> tuple[Figure, Axes]:
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def draw_profiles(comparison: Comparison, palette: Mapping[str, str]) -> Figure:
+    """Share of runs that reach more than a score, for every score."""
+    figure, axis = _new_figure()
+    for label, grid in comparison.ours.items():
+        profile = performance_profile(grid, THRESHOLDS)
+        _draw_curve(axis, THRESHOLDS, *profile, palette[label], f"{label} (here)")
+    styles = itertools.cycle(("-", "--", "-.", ":"))
+    for name, grid in comparison.published.items():
+        if name in COMPARED:
+            profile, colour = performance_profile(grid, THRESHOLDS), COMPARED[name]
+            _draw_curve(axis, THRESHOLDS, *profile, colour, f"{name}, published", next(styles))
+    axis.axvline(1, color=REFERENCE_COLOUR, linewidth=0.8, linestyle=":")
+    axis.set(xlabel="human-normalised score τ (1: a person)", ylabel="share of runs with score > τ")
+    axis.set_ylim(0, 1)
+    axis.legend()
+    return figure
+
+
+def _draw_curve(
+    axis: Axes,
+    places: Sequence[float],
+    values: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    colour: str,
+    label: str,
+    style: str = "-",
+) -> None:
+    mark = "o" if len(places) <= TRAINING_BINS and style == "-" else ""
+    axis.plot(places, values, style + mark, color=colour, label=label, linewidth=1.8, markersize=3)
     if bounds is not None:
-        axis.fill_between(grid.index, *bounds, color=colour, alpha=0.18, linewidth=0)
-        if len(grid) == 1:
-            axis.vlines(grid.index, *bounds, color=colour, alpha=0.6)
+        axis.fill_between(places, *bounds, color=colour, alpha=0.18, linewidth=0)
+        if len(places) == 1:
+            axis.vlines(places, *bounds, color=colour, alpha=0.6)
 
 
 def _draw_reference(axis: Axes, mean: float, lowest: float, highest: float) -> None:
@@ -72,14 +107,12 @@ def draw_game(
         grids: returns of the evaluations (steps, seeds) by label. runs: all of this game.
         reference: mean, lowest and highest return of STORM as published.
     """
-    matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _new_figure()
     for run in runs:
         _draw_training_returns(axis, run, palette[run.label])
     for label, grid in grids.items():
-        seeds = grid.shape[1]
-        _draw_curve(axis, grid, palette[label], f"{label}, {seeds} seed{'s' * (seeds > 1)}")
+        seeds, curve = grid.shape[1], mean_curve(grid.to_numpy().T)
+        _draw_curve(axis, grid.index, *curve, palette[label], f"{label}, {seeds} seed{'s' * (seeds > 1)}")
     if reference is not None:
         _draw_reference(axis, *reference)
     axis.set_title(game, loc="left", fontsize=11, fontweight="bold")

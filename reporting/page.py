@@ -115,6 +115,7 @@ class Parts:
         table = self.tables[f"aggregates{suffix}"] = tables.aggregate_table(comparison)
         if not comparison.ours:
             return
+        self.figures[f"performance_profiles{suffix}"] = figures.draw_profiles(comparison, self.palette)
         self.missing[f"aggregates{suffix}"] = grid.absent_from(comparison, self.runs)
         rows = {(row.method, row.origin): row for row in table.frame.itertuples()}
         self.summary += [

@@ -71,6 +71,17 @@ def aggregate(grid: Grid) -> dict[str, Interval]:
     }
 
 
+def performance_profile(grid: Grid, thresholds: np.ndarray) -> tuple[np.ndarray, tuple | None]:
+    """Return the share of runs above each threshold, every game weighing the same, and its bounds."""
+
+    def profile(*games: np.ndarray) -> np.ndarray:
+        shares = [(runs[..., None, :] > thresholds[:, None]).mean(-1) for runs in games]
+        return np.moveaxis(np.mean(shares, axis=0), -1, 0)
+
+    games = list(grid.values())
+    return profile(*games), bootstrap(games, profile)
+
+
 def mean_curve(curves: np.ndarray) -> tuple[np.ndarray, tuple | None]:
     """Return the mean over seeds of curves (seeds, steps), and its bounds, each (steps,)."""
     return curves.mean(0), bootstrap([curves.T], lambda resampled: resampled.mean(-1))

@@ -76,6 +76,13 @@ def test_curve_interval_is_one_per_step_and_holds_the_mean() -> None:
     assert np.all((low <= mean) & (mean <= high)) and np.all(low >= curves.min(0))
 
 
+def test_profile_counts_runs_above_a_score() -> None:
+    grid = {"Boxing": np.array([0.1, 0.9, 2.0]), "Pong": np.array([1.5, 1.6, 1.7])}
+    shares, (low, high) = statistics.performance_profile(grid, np.array([0.0, 1.0, 1.6]))
+    np.testing.assert_allclose(shares, [1.0, (1 / 3 + 1) / 2, (1 / 3 + 1 / 3) / 2])
+    assert low.shape == high.shape == (3,) and low[1] < shares[1] < high[1]
+
+
 def test_differences_are_those_of_scipys_t_tests() -> None:
     rng = np.random.default_rng(0)
     old, new = rng.normal(0, 1, 5), rng.normal(1, 2, 5)
