@@ -169,6 +169,16 @@ def test_life_loss_can_be_kept_out_of_the_terminations(make: Make) -> None:
     assert sum(a.termination[0] for a, _ in pairs) > sum(b.termination[0] for _, b in pairs)
 
 
+def test_points_of_a_box_are_clipped_to_it(make: Make) -> None:
+    environment = make("Diagnostic/Reach-v0", num_envs=3)
+    hands = []
+    for action in ([0.25, -0.5], [1.75, -3.0], [1.0, -1.0]):
+        environment.reset()
+        environment.start_step(np.tile(np.array(action, np.float32), (3, 1)))
+        hands.append(environment.finish_step().reward)
+    assert (hands[0] != hands[1]).all() and (hands[1] == hands[2]).all()
+
+
 def test_learning_from_the_sign_of_rewards_leaves_returns_whole(make: Make) -> None:
     ways = ({}, {"ClipRewards": True}, {"RewardScale": 0.25}, {"ClipRewards": True, "RewardScale": 3.0})
     environments = [make("ALE/MsPacman-v5", **way, MaxEpisodeFrames=400) for way in ways]

@@ -112,6 +112,11 @@ class Recorder:
         return one_hot(index, self.num_classes).log()
 
 
+def test_a_sweep_takes_a_draw_and_with_several_groups_a_permutation() -> None:
+    sizes = {(1, 1, 1): 8, (1, 1, 0): 8, (4, 4, 1): 32, (4, 1, 1): 8, (1, 4, 2): 8 + 2 * 16, (8, 2, 0): 16}
+    assert {plan: DraftAndRevise(8, *plan).noise_size for plan in sizes} == sizes
+
+
 @pytest.mark.parametrize(
     "plan", [(8, 8, 1), (4, 4, 1), (4, 4, 3), (3, 5, 2), (8, 2, 0), (1, 4, 2), (4, 1, 1)]
 )

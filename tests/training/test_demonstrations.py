@@ -15,6 +15,7 @@ import torch
 from tests_support import CPU, image_spaces
 
 from configuration.schema import Environment
+from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from replay_buffer import ReplayBuffer
 from training.demonstrations import load_demonstrations
 from utils import UserError
@@ -79,6 +80,20 @@ def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
     halves = {"reward": (trajectory["reward"] / 2).astype(np.float32)}
     check_windows(load(path, RewardScale=0.5), trajectory | halves)
     check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})
+
+
+def test_actions_of_a_box_lie_within_it(tmp_path: Path) -> None:
+    spaces = Spaces(ObservationSpec("vector", (3,)), ActionSpec("continuous", 2))
+    rng = np.random.default_rng(0)
+    play = make_trajectory() | {"obs": rng.normal(size=(STEPS, 3)).astype(np.float32)}
+    play["action"] = rng.uniform(-1, 1, (STEPS, 2)).astype(np.float32)
+    path = write_npz(tmp_path / "play.npz", play)
+    loaded = load_demonstrations(path, spaces, 8, CPU, Environment())
+    assert np.array_equal(loaded.export_rows(0, STEPS)["action"][:, 0], play["action"])
+    for outside in (-1.5, 1.5):
+        play["action"][7, 1] = outside
+        with pytest.raises(UserError, match="expected -1 to 1"):
+            load_demonstrations(write_npz(path, play), spaces, 8, CPU, Environment())
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
