@@ -138,14 +138,12 @@ class VectorEnvironment:
             pool.send(actions)
 
     def _executed(self, actions: np.ndarray) -> np.ndarray:
-        """Return what the environments are told to do: int64 (N,), or float32 (N, size) in [−1, 1]."""
+        """Return what the environments are told: int64 (N,), or float32 (N, size), which they clip."""
         spec = self.spaces.action
         shape, discrete = (self.num_envs, *spec.shape), spec.kind == "discrete"
         kinds, wanted = ("iu", f"integers in [0, {spec.size})") if discrete else ("f", "finite floats")
         if actions.shape == shape and actions.dtype.kind in kinds and np.isfinite(actions).all():
-            if not discrete:
-                return np.clip(actions, -1, 1).astype(spec.dtype)
-            if actions.min() >= 0 and actions.max() < spec.size:
+            if not discrete or (actions.min() >= 0 and actions.max() < spec.size):
                 return actions.astype(spec.dtype)
         raise ValueError(f"actions must be {wanted} {shape}, found {actions.dtype} {actions.tolist()}")
 
