@@ -142,9 +142,9 @@ class VectorEnvironment:
         spec = self.spaces.action
         shape, discrete = (self.num_envs, *spec.shape), spec.kind == "discrete"
         kinds, wanted = ("iu", f"integers in [0, {spec.size})") if discrete else ("f", "finite floats")
-        if actions.shape == shape and actions.dtype.kind in kinds and np.isfinite(actions).all():
-            if not discrete or (actions.min() >= 0 and actions.max() < spec.size):
-                return actions.astype(spec.dtype)
+        fits = actions.shape == shape and actions.dtype.kind in kinds and np.isfinite(actions).all()
+        if fits and (not discrete or (actions.min() >= 0 and actions.max() < spec.size)):
+            return actions.astype(spec.dtype)
         raise ValueError(f"actions must be {wanted} {shape}, found {actions.dtype} {actions.tolist()}")
 
     def finish_step(self) -> StepResult:

@@ -127,7 +127,7 @@ def action_map(space: Space) -> tuple[ActionSpec, Callable[[Any], Any]]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
 
     def to_box(action: np.ndarray) -> np.ndarray:
-        share = (np.clip(action, -1, 1).astype(np.float64).reshape(space.shape) + 1) / 2
+        share = (action.astype(np.float64).reshape(space.shape) + 1) / 2
         return np.clip(low + share * (high - low), low, high).astype(space.dtype)
 
     return ActionSpec("continuous", low.size), to_box
