@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from configuration.schema import Config
 from evaluation.episodes import evaluation_environment
 from run_files.directory import RunDirectory
 from train import train
+from training import run as training_run
 from training.resume import open_run
 from training.run import TrainingRun
 
@@ -48,6 +50,22 @@ def test_evaluations_are_seeded_apart_from_training_and_from_each_other(tmp_path
     seeds = [*seen["evaluation seeds"], *seen["seeds"], *scored.seeds]
     scored.close()
     assert len(seeds) == 2 * 2 + 1 + 2 == len(set(seeds))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_evaluations_in_training_are_as_greedy_as_evaluations_are(
+    trained: Start, monkeypatch: pytest.MonkeyPatch, greedy: bool
+) -> None:
+    made = []
+    original = training_run.EvaluationPolicy
+
+    def policy(*arguments: Any) -> Any:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training_run, "EvaluationPolicy", policy)
+    trained(f"Evaluation.Greedy={greedy}", "JointTrainAgent.EvalEverySteps=20", "Evaluation.NumEpisodes=1")
+    assert made and {each.greedy for each in made} == {greedy}
 
 
 def test_the_video_of_each_checkpoint_shows_other_windows(trained: Start) -> None:
