@@ -64,7 +64,7 @@ def named_as_options() -> Iterator[None]:
     except UserError as error:
         text = str(error)
         for name, key in SETTINGS.items():
-            text = re.sub(rf"\b{re.escape(key)}\b", f"-{name}", text)
+            text = re.sub(rf"^{re.escape(key)}|\b{re.escape(key)}(?==)", f"-{name}", text)
         raise UserError(text) from error
 
 

@@ -71,3 +71,8 @@ def test_the_readme_names_every_folder() -> None:
     made = {"outputs", "runs", "git_storm.egg-info"}  # by runs, and by pip install -e .
     missing = {folder for folder in folders - made if f"{folder}/" not in readme}
     assert not missing
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))  # pytest would import one for both
