@@ -31,6 +31,15 @@ def is_atari(spec: EnvSpec) -> bool:
     return spec.entry_point in ("ale_py.env:AtariEnv", "ale_py:AtariEnv", ale_py.AtariEnv)
 
 
+def overruled(spec: EnvSpec, settings: EnvironmentSettings) -> list[tuple[str, str]]:
+    """Return (argument, setting) for what an id registers and a setting at its default says otherwise."""
+    defaults = EnvironmentSettings()
+    left = {name: key for name, key in SETTING_OF.items() if getattr(settings, key) == getattr(defaults, key)}
+    left.pop("full_action_space", None)  # either may ask for it
+    said = [(name, key) for name, key in left.items() if name in spec.kwargs]
+    return [(name, key) for name, key in said if spec.kwargs[name] != getattr(settings, key)]
+
+
 def emulator_arguments(registered: dict[str, Any], settings: EnvironmentSettings) -> dict[str, Any]:
     """Return what a game is made with: the settings and, of its registered id, everything else.
 

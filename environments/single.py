@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from configuration.schema import Environment as EnvironmentSettings
 from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
-from environments.atari import SETTING_OF, AtariGame, emulator_arguments, is_atari
+from environments.atari import SETTING_OF, AtariGame, emulator_arguments, is_atari, overruled
 from environments.spaces import ImageReader, action_map, observation_reader
 from utils import UserError, is_interrupt, nearest
 
@@ -67,10 +67,13 @@ def find_spec(name: str) -> EnvSpec:
 
 
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
-    """Return a line on settings that mean nothing to that environment; none if there are none."""
-    defaults = EnvironmentSettings()
+    """Return lines on settings that mean nothing to that environment, or that its own id had otherwise."""
+    defaults, spec = EnvironmentSettings(), find_spec(name)
     changed = [key for key in SETTING_OF.values() if getattr(settings, key) != getattr(defaults, key)]
-    if is_atari(find_spec(name)) or not changed:
+    if is_atari(spec):
+        other = [f"{one}={spec.kwargs[one]} by Environment.{key}" for one, key in overruled(spec, settings)]
+        return [f"note: of {name}, {', '.join(other)}"] if other else []
+    if not changed:
         return []
     keys = ", ".join(f"Environment.{key}" for key in changed)
     return [f"warning: {keys}: applies to Atari games only, not to {name}"]

@@ -79,8 +79,8 @@ class LocalMember:
     def close(self) -> None:
         """Close the environment; one that has failed may fail again."""
         if self._environment is not None:
-            with contextlib.suppress(BaseException):
-                self._environment.close()
+            self.ask("close")
+            self.answer()
 
     def end(self, kill: bool) -> None:
         """Nothing is left to be ended."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from utils import REPOSITORY
 
-ATARI_ID = re.compile(r"(?:[\w.]+:)?(ALE/)(\w+)-v\d+|(?:ale_py:)?()(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
+ATARI_ID = re.compile(r"(?:[\w.]+:)?ALE/(\w+)-v\d+")
+OLD_ATARI_ID = re.compile(r"(?:ale_py:)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 
 @functools.cache
@@ -28,9 +29,11 @@ def game_of(env_name: str) -> str:
 
     Other environments are told by their ids, "CartPole-v1": versions of one name differ as games do.
     """
-    atari = ATARI_ID.fullmatch(env_name)
-    if atari and (atari[1] or atari[4] in reference_scores()[1]):
-        return atari[2] or atari[4]
+    if atari := ATARI_ID.fullmatch(env_name):
+        return atari[1]
+    old = OLD_ATARI_ID.fullmatch(env_name)
+    if old and old[1] in reference_scores()[1]:
+        return old[1]
     return re.sub(r"^[\w.]+:", "", env_name)
 
 

@@ -123,8 +123,9 @@ class MaskGITPrior(nn.Module):
         logits = self.transformer(visible, self.transformer.condition(hidden_rows))
         log_probs = unimix_log_probs(logits, self.unimix)
         lead = tokens.shape[:-1]
-        weight = self.num_latents / count if self.estimates_all else torch.ones_like(count)
-        counted = masked.float() * weight.unsqueeze(-1)
+        counted = masked.float()
+        if self.estimates_all:
+            counted = counted * (self.num_latents / count).unsqueeze(-1)
         return PriorPrediction(log_probs.unflatten(0, lead), counted.unflatten(0, lead))
 
     def log_probs(self, hidden: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection
@@ -96,10 +97,10 @@ def summary(entries: Collection[Entry]) -> str:
 
 
 class Table:
-    """Says on stderr what changes and, on a terminal, how many runs are in which state."""
+    """Says on stderr what changes and, on a terminal, how many runs are in which state, how far they are."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(bar_format="{desc}", disable=None, leave=False)  # on a terminal only
+        self._lines: dict[str, tqdm] = {}  # of the terminal, by run; "" of all
         self._said: dict[str, str] = {}
 
     def show(self, entries: Collection[Entry]) -> None:
@@ -108,11 +109,23 @@ class Table:
             if entry.words != self._said.get(entry.run.name, WAITING):
                 tqdm.write(f"{entry.run.name}: {entry.words}", file=sys.stderr)
             self._said[entry.run.name] = entry.words
-        self._bar.set_description_str(summary(entries))
+        if not sys.stderr.isatty():
+            return
+        rows = {"": summary(entries)}
+        for stage, state in ((TRAIN, TRAINING), (EVALUATE, EVALUATING)):
+            at_work = [entry.run for entry in entries if entry.state == state]
+            rows |= {run.name: f"  {run.name}  {state}  {run.last_line(stage)}" for run in at_work}
+        for name in self._lines.keys() - rows.keys():
+            self._lines.pop(name).close()
+        for name, text in rows.items():
+            if name not in self._lines:
+                self._lines[name] = tqdm(bar_format="{desc}", leave=False)
+            self._lines[name].set_description_str(text[: shutil.get_terminal_size().columns - 1])
 
     def close(self) -> None:
-        """Take the last line off the terminal."""
-        self._bar.close()
+        """Take these lines off the terminal."""
+        for line in reversed(self._lines.values()):
+            line.close()
 
 
 def carry_out(

@@ -254,14 +254,18 @@ def test_an_own_id_of_a_game_is_a_game(own_game: Callable[..., str], make: Make)
         assert_same(other[1], first[1])
 
 
-def test_an_own_id_keeps_its_limit(own_game: Callable[..., str], make: Make) -> None:
+def test_an_own_id_keeps_its_limit_and_what_gives_way_is_said(
+    own_game: Callable[..., str], make: Make
+) -> None:
     name = own_game(frameskip=2, repeat_action_probability=0.25)
     gymnasium.registry[name].max_episode_steps = 10
     game = make(name)
     game.reset()
     ends = [result.episode_end[0] for result in play(game, random_actions(game, 20))]
     assert np.flatnonzero(ends).tolist() == [9, 19]
-    assert ignored_settings(name, Environment()) == ignored_settings("ALE/Breakout-v5", Environment()) == []
+    (line,) = ignored_settings(name, Environment())
+    assert line == "note: of OwnGame-v0, frameskip=2 by Environment.FrameSkip"
+    assert ignored_settings("ALE/Breakout-v5", Environment()) == []
 
 
 def test_modes_and_all_actions_of_a_game_can_be_chosen(own_game: Callable[..., str], make: Make) -> None:

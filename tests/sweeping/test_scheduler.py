@@ -12,6 +12,7 @@ from sweeping.local import Job
 from sweeping.runs import SweepRun
 from sweeping.scheduler import (
     EVALUATED,
+    EVALUATING,
     FAILED,
     STOPPED,
     TRAINED,
@@ -143,15 +144,27 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_also_counts_states_and_tells_trained_from_evaluated(
+def test_a_terminal_also_counts_states_and_shows_how_far_training_and_evaluation_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
-    states = zip(plan(tmp_path, "seeds=0,1,2,3"), (EVALUATED, TRAINED, TRAINING, WAITING), strict=True)
-    entries = [Entry(run, state) for run, state in states]
+    monkeypatch.setenv("COLUMNS", "110")
+    states = (EVALUATED, TRAINED, TRAINING, EVALUATING, WAITING)
+    entries = [Entry(*each) for each in zip(plan(tmp_path, "seeds=0,1,2,3,4"), states, strict=True)]
+    for entry, stage in ((entries[2], "train"), (entries[3], "evaluate")):
+        entry.run.log(stage).parent.mkdir(parents=True, exist_ok=True)
+        entry.run.log(stage).write_text(f"=== a line\n 2 of 4 {stage}\r 3 of 4 {stage}{'.' * 99}")
     table = Table()
     table.show(entries)
+    shown = stream.getvalue()
+    assert "5 runs: 1 waiting, 1 training, 1 trained, 1 evaluating, 1 evaluated" in shown
+    assert f"{entries[2].run.name}  training  3 of 4 train." in shown
+    assert f"{entries[3].run.name}  evaluating  3 of 4 evaluate." in shown and "." * 80 not in shown
+    entries[3].state = EVALUATED
+    table.show(entries)  # which takes its line away
+    stream.truncate(0)
+    table.show(entries)
+    assert "3 of 4 evaluate" not in stream.getvalue() and "2 evaluated" in stream.getvalue()
     table.close()
-    assert "4 runs: 1 waiting, 1 training, 1 trained, 1 evaluated" in stream.getvalue()
     assert stream.getvalue().endswith("\r")
