@@ -9,6 +9,8 @@ import yaml
 
 from utils import UserError
 
+LARGEST_FILE = 65_536  # bytes; a configuration has some thousand
+
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
@@ -43,6 +45,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise UserError(f"{path}: is not a regular file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE:,} bytes, so not a configuration")
         tree = parse_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

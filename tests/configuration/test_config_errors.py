@@ -144,6 +144,9 @@ def test_only_settings_that_are_probably_not_meant_are_warned_about(caplog: pyte
         ("? [a, b]\n: c\n", ["custom.yaml", "key"]),
         (b"\xff\xfe\x00Task", ["custom.yaml", "not a YAML text file"]),
         (b"\x00\x01\x02\x03", ["custom.yaml", "not a YAML text file"]),
+        pytest.param(
+            "a: 1\n" * 20_000, ["custom.yaml", "not a configuration"], id="a file of something else"
+        ),
         ('BasicSettings: {n: "\\ud800"}', ["custom.yaml", "BasicSettings.n"]),
         ('BasicSettings: {n: "\\x1b[31m"}', ["custom.yaml", "BasicSettings.n", "plain text"]),
         ("BasicSettings: {n: '${oc.env:HOME}'}", ["custom.yaml", "BasicSettings.n", "plain text"]),
