@@ -82,7 +82,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     and keeps its traceback.
     """
     _open_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    handled_by_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled_by_python:
         signal.signal(signal.SIGINT, raise_interrupt)
     try:
         code = main(sys.argv[1:])
@@ -98,6 +99,9 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
         silence()  # for what is still to be flushed
         code = 2
+    finally:
+        if handled_by_python:  # a notebook goes on
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(code or 0)
 
 

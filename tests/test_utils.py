@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -170,10 +171,13 @@ def test_a_notebook_may_run_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x.py"])
 
     def main(arguments: list[str]) -> None:
+        with pytest.raises(utils.Interrupt):  # of a command, that an environment's own is told from
+            signal.raise_signal(signal.SIGINT)
         raise UserError("said")
 
     with pytest.raises(SystemExit) as ended:
         utils.run_cli(main)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the notebook's again
     assert ended.value.code == 2 and sys.stderr.getvalue() == "error: said\n"
 
 
