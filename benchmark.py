@@ -1,8 +1,9 @@
-"""Measures speed: python benchmark.py [Section.Key=value ...] [--json FILE] [--profile DIR].
+"""Measures speed: python benchmark.py [Section.Key=value ...] [--minutes M] [--json FILE] [--profile DIR].
 
 Each phase of an iteration at the configured sizes, against what this device can do, both
 measured in this process; then the whole training loop with a real game. Several devices,
 precisions or sizes are several calls; with --rows the rows of docs/performance.md come from one.
+Every line is printed as soon as it is measured; what --minutes did not suffice for is named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import re
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,6 @@ from training.measurements import (
     copy_bandwidth,
     end_to_end,
     evaluation_speed,
-    imagination_growth,
     measure_phases,
     product_rate,
 )
@@ -51,15 +52,18 @@ SIZES = re.compile(  # keys that the release's figures hold for
     r"Models\.(WorldModel|Agent)\..*|BasicSettings\.ImageSize"
     r"|JointTrainAgent\.(ModelType|BatchSize|BatchLength|Imagine(BatchSize|BatchLength|ContextLength))"
 )
+HEADER = f"{'phase':<16}{'median ms':>11}{'min':>10}{'max':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}"
+LATE = "not measured, --minutes did not suffice"
 LEARNING_PHASES = ("world model", "imagination", "agent")
 WARM_UP = 2  # calls; on a GPU after those that precede a graph and its capture
 STEPS = {False: 200, True: 2500}  # of the whole loop, on a CPU and on a GPU; one checkpoint is among them
-HORIZONS = (16, 32, 64)
-# Whole loops among the rows: by device, a title, and settings besides those of the command line.
+MINUTES = {False: 5.0, True: 30.0}  # without and with --rows
+# Presets among the rows: by device, a title, and settings besides those of the command line.
 ENVS = "Evaluation.NumEnvs=20"
 PRESET = "BasicSettings.config_path=config_files/{}.yaml".format
-LOOPS = {
-    "cpu": {preset: [PRESET(preset)] for preset in ("STORM-tiny", "GITSTORM-tiny")},
+SMALL = ("STORM-tiny", "GITSTORM-tiny", "STORM-small", "GITSTORM-small")
+PRESETS = {
+    "cpu": {preset: [PRESET(preset)] for preset in SMALL},
     "cuda": {
         **{preset: [PRESET(preset), ENVS] for preset in ("STORM", "GITSTORM")},
         "STORM, replay buffer on the host": [PRESET("STORM"), ENVS, "BasicSettings.ReplayBufferOnGPU=False"],
@@ -85,24 +89,30 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, help="steps of the whole loop (default 200, on a GPU 2500); 0 leaves it out"
     )
+    limit = "what has not begun by then is left out, and loops stop (default 5, with --rows 30)"
+    parser.add_argument("--minutes", type=float, help=limit)
     return parser
 
 
 def measure(config: Config, clock: Clock) -> dict[str, Any]:
-    """Return the figures of the phases, as --json writes them."""
+    """Print and return the figures of the phases, as --json writes them."""
+    task = config.JointTrainAgent
+    for line in use_threads(config, task.BatchSize * task.BatchLength):
+        print(line, file=sys.stderr)
     device, execution = clock.device, Execution(config.BasicSettings, clock.device)
-    peak = measure_peak(clock, execution.dtype)
-    phases = measure_phases(config, execution, clock, environment_spaces(config))
+    peak, phases = measure_peak(clock, execution.dtype), {}
+    print(HEADER, flush=True)
+    for name, row in measure_phases(config, execution, clock, environment_spaces(config)):
+        phases[name] = row | {"share_of_peak": row["flop_per_s"] / peak["product_flop_per_s"]}
+        print(phase_line(name, phases[name]), flush=True)
     if device.type == "cuda":
         peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
         peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for row in phases.values():
-        row["share_of_peak"] = row["flop_per_s"] / peak["product_flop_per_s"]
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
     own_work = iteration_s * peak["float32_1024x512x512_flop_per_s"]  # at equal speed of the machine
     ratio = RELEASE_ITERATION_S * RELEASE_FLOP_PER_S / own_work if is_release_size(config, device) else None
-    return {
+    figures = {
         "iteration_s": iteration_s,
         "iterations_per_s": 1 / iteration_s,
         "env_steps_per_s": None,
@@ -115,6 +125,15 @@ def measure(config: Config, clock: Clock) -> dict[str, Any]:
         "speed_up_over_release": ratio,
         **machine_facts(device),
     }
+    print(summary(figures), flush=True)
+    return figures
+
+
+def measure_loop(config: Config, clock: Clock, steps: int) -> dict[str, float]:
+    """Print and return the figures of the whole loop; none if the time was up."""
+    figures = {} if clock.is_over else end_to_end(config, steps, train, clock.end)
+    print(loop_lines(figures) or f"whole loop: {LATE}", flush=True)
+    return figures
 
 
 def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
@@ -133,19 +152,19 @@ def is_release_size(config: Config, device: torch.device) -> bool:
     return device.type == "cpu" and not any(map(SIZES.fullmatch, changed))
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures for reading."""
-    lines = [
-        f"{'phase':<16}{'median ms':>11}{'min':>10}{'max':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'of peak':>9}"
-    ]
-    for name, row in figures["phases"].items():
-        lines.append(
-            f"{name:<16}"
-            + "".join(f"{row[key] * 1e3:>10.2f}" for key in ("median_s", "min_s", "max_s"))
-            + f"{row['flop'] / 1e9:>10.2f}{row['flop_per_s'] / 1e9:>10.1f}{row['share_of_peak']:>10.1%}"
-        )
+def phase_line(name: str, row: dict[str, float]) -> str:
+    """A phase's line under the header."""
+    return (
+        f"{name:<16} "
+        + "".join(f"{row[key] * 1e3:>10.2f}" for key in ("median_s", "min_s", "max_s"))
+        + f"{row['flop'] / 1e9:>10.2f}{row['flop_per_s'] / 1e9:>10.1f}{row['share_of_peak']:>9.1%}"
+    )
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """What the phases come to, for reading."""
     peak, sampled = figures["peak"], figures["phases"]["replay sampling"]["bytes_per_s"]
-    lines += [
+    lines = [
         f"iteration without acting: {figures['iteration_s'] * 1e3:.2f} ms, "
         f"{figures['flop'] / 1e12:.3f} TFLOP",
         f"peak of this device: {peak['product_flop_per_s'] / 1e9:.0f} GFLOP/s ({figures['precision']}), "
@@ -192,56 +211,55 @@ def write_profile(config: Config, clock: Clock, folder: Path) -> None:
 
 
 def measure_rows(config: Config, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
-    """Print and return the rows of docs/performance.md: precisions, growth with the horizon, whole loops."""
+    """Print and return the rows of docs/performance.md: precisions, then presets and their whole loops."""
     iterations, loops = {}, {}
     for precision in ("auto", "float32"):
-        figures = measure(apply_overrides(config, [f"BasicSettings.Precision={precision}"]), clock)
-        iterations[figures["precision"]] = figures
-        print(f"{config.JointTrainAgent.ModelType}, {figures['precision']}\n{table(figures)}\n", flush=True)
-    growth = imagination_growth(config, clock, environment_spaces(config), HORIZONS)
-    seconds = [growth[horizon]["imagination_s"] for horizon in (HORIZONS[-1], HORIZONS[0])]
-    context = min(row["context_s"] for row in growth.values())  # the same work at every horizon
-    ratio = (seconds[0] - context) / (seconds[1] - context)
-    print(
-        f"imagination without the context, horizon {HORIZONS[-1]} against {HORIZONS[0]}: {ratio:.2f}×",
-        flush=True,
-    )
-    loops_of_device = LOOPS.get(clock.device.type, LOOPS["cpu"])
-    for title, settings in loops_of_device.items() if options.steps else ():
+        title = f"{config.JointTrainAgent.ModelType}, precision {precision}"
+        if is_in_time(title, clock):
+            figures = measure(apply_overrides(config, [f"BasicSettings.Precision={precision}"]), clock)
+            iterations[figures["precision"]] = figures
+    presets = PRESETS.get(clock.device.type, PRESETS["cpu"])
+    for title, settings in presets.items() if options.steps else ():
+        if not is_in_time(title, clock):
+            continue
         given = load_config([*options.overrides, *settings])
-        loops[title] = end_to_end(given, options.steps, train) | evaluation_speed(given, options.steps)
-        print(f"{title}\n{loop_lines(loops[title])}", flush=True)
+        phases = measure(given, clock) if clock.device.type == "cpu" else {}
+        loops[title] = phases | measure_loop(given, clock, options.steps)
+        if not clock.is_over:
+            speed = evaluation_speed(given, options.steps)
+            loops[title] |= speed
+            print(loop_lines(speed), flush=True)
     rate = next(iter(loops.values()), {}).get("env_steps_per_s")
     rows = {"iterations": iterations, "loops": loops, "env_steps_per_s": rate}
-    rows |= {"horizons": growth, "horizon_ratio": ratio}
-    return next(iter(iterations.values())) | rows
+    return next(iter(iterations.values()), {}) | rows
+
+
+def is_in_time(title: str, clock: Clock) -> bool:
+    """Print the title of a row, and whether it is left out; return whether it is measured."""
+    print(f"\n{title}{f': {LATE}' if clock.is_over else ''}", flush=True)
+    return not clock.is_over
 
 
 def main(arguments: list[str]) -> None:
     """Measure as the command line says."""
     options = make_parser().parse_args(arguments)
-    if options.repeats < 1 or (options.warm_up or 0) < 0 or (options.steps or 0) < 0:
-        raise UserError("--repeats must be at least 1, --warm-up and --steps at least 0")
+    counts = (options.repeats - 1, options.warm_up or 0, options.steps or 0)
+    minutes = MINUTES[options.rows] if options.minutes is None else options.minutes
+    if min(counts) < 0 or not minutes > 0:
+        raise UserError("--repeats must be at least 1, --warm-up and --steps at least 0, --minutes above 0")
     config = load_config(options.overrides)
-    for line in use_threads(config, config.JointTrainAgent.BatchSize * config.JointTrainAgent.BatchLength):
-        print(line, file=sys.stderr)
-    options.overrides.append(f"BasicSettings.NumThreads={torch.get_num_threads()}")  # of all that is measured
-    config = apply_overrides(config, options.overrides)
     device = resolve_device(config.BasicSettings.device)
     on_gpu = device.type == "cuda"
     before_capture = config.BasicSettings.GraphWarmUpCalls + 1 if on_gpu else 0
     warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up
     options.steps = STEPS[on_gpu] if options.steps is None else options.steps
-    clock = Clock(device, options.repeats, warm_up)
+    clock = Clock(device, options.repeats, warm_up, time.monotonic() + 60 * minutes)
     if options.rows:
         figures = measure_rows(config, clock, options)
     else:
         figures = measure(config, clock)
-        print(table(figures))
         if options.steps:
-            loop = end_to_end(config, options.steps, train)
-            print(loop_lines(loop))
-            figures |= loop
+            figures |= measure_loop(config, clock, options.steps)
     if options.profile is not None:
         write_profile(config, clock, options.profile)
     if options.json is not None:

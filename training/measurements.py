@@ -6,19 +6,18 @@ import contextlib
 import functools
 import gc
 import itertools
+import math
 import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,16 +41,21 @@ from utils import resolve_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 TRACED_STEPS = 500  # at most, of the loop whose kernels are recorded
-LONGEST = 128  # positions that have room for a context and the longest horizon
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Times functions on a device, `repeats` calls after `warm_up` of them."""
+    """Times functions on a device, `repeats` calls after `warm_up` of them; one call each once time is up."""
 
     device: torch.device
     repeats: int
     warm_up: int
+    end: float = math.inf  # of time.monotonic
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self.end
 
     def now(self) -> float:
         """Seconds on the clock once the device has done all its work."""
@@ -65,13 +69,15 @@ class Clock:
         function()
         return self.now() - start
 
-    def measure(self, *functions: Callable[[], Any]) -> list[list[float]]:
-        """Seconds of each call of each function; several take turns."""
+    def measure(self, function: Callable[[], Any]) -> list[float]:
+        """Seconds of each call."""
         for _ in range(self.warm_up):
-            for function in functions:
+            if not self.is_over:
                 function()
-        rounds = [[self.once(function) for function in functions] for _ in range(self.repeats)]
-        return [list(seconds) for seconds in zip(*rounds, strict=True)]
+        seconds = [self.once(function)]
+        while len(seconds) < self.repeats and not self.is_over:
+            seconds.append(self.once(function))
+        return seconds
 
     def fastest(self, statement: str, **names: Any) -> float:
         """Seconds of a short statement, the fastest of many blocks of calls."""
@@ -108,7 +114,6 @@ class Iteration:
         self.policy = make_policy(config, self.learner, execution, self.streams)
         self.replay = self.fill_replay(spaces)
         self.windows, self.contexts = self.sample()
-        self._summarise = execution.graph(execution.autocast(execution.compile(self.summarise)))
         for _ in range(config.JointTrainAgent.ActingContextLength):
             self.act()
 
@@ -141,18 +146,6 @@ class Iteration:
         """Imagine once."""
         return self.learner.imagine(self.contexts)
 
-    def encode_context(self) -> None:
-        """Do the part of an imagination that does not depend on the horizon."""
-        model = self.learner.world_model
-        noise = self.streams.uniform("benchmark", *self.contexts.reward.shape, model.posterior_noise_size)
-        self._summarise(self.contexts.observation, self.contexts.action, noise)
-
-    @torch.no_grad()
-    def summarise(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """Return the hidden state after a context."""
-        horizon = self.config.JointTrainAgent.ImagineBatchLength
-        return self.learner.world_model.start(observation, action, noise, horizon).hidden
-
     def phases(self) -> dict[str, Callable[[], object]]:
         """Return what is timed, in the order of an iteration."""
         learner, rollout = self.learner, self.imagine()
@@ -175,8 +168,8 @@ def forget_memory() -> None:
 
 def measure_phases(
     config: Config, execution: Execution, clock: Clock, spaces: Spaces
-) -> dict[str, dict[str, float]]:
-    """Timing of each phase and its FLOP; of replay sampling also the bytes that it reads and writes."""
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each phase, its timing and FLOP; of replay sampling also the bytes that it reads and writes."""
     never = apply_overrides(config, ["BasicSettings.Compile=never"])
     counted = Iteration(never, spaces, Execution(never.BasicSettings, execution.device)).phases()
     flop = {}
@@ -186,20 +179,31 @@ def measure_phases(
         flop[name] = counter.get_total_flops()
     del counted, phase
     forget_memory()
-    iteration, rows = Iteration(config, spaces, execution), {}
+    iteration = Iteration(config, spaces, execution)
     for name, phase in iteration.phases().items():
-        (seconds,) = clock.measure(phase)
+        seconds = clock.measure(phase)
         median = statistics.median(seconds)
         rates = {"flop": flop[name], "flop_per_s": flop[name] / median}
-        rows[name] = {"median_s": median, "min_s": min(seconds), "max_s": max(seconds)} | rates
-    sampled = sum(field.nbytes for field in (*iteration.windows, *iteration.contexts))
-    sampling = rows["replay sampling"]
-    sampling["bytes_per_s"] = 2 * sampled / sampling["median_s"]
-    return rows
+        row = {"median_s": median, "min_s": min(seconds), "max_s": max(seconds)} | rates
+        if name == "replay sampling":
+            row["bytes_per_s"] = 2 * sum(x.nbytes for x in (*iteration.windows, *iteration.contexts)) / median
+        yield name, row
+
+
+class TimeLimit:
+    """A request to stop the training loop that comes when `seconds` have passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def signal(self) -> str | None:
+        """What asks to stop; None while nothing does."""
+        return "the time limit" if time.monotonic() >= self.end else None
 
 
 def end_to_end(
-    config: Config, steps: int, loop: Callable[[TrainingRun, Any, tqdm], bool]
+    config: Config, steps: int, loop: Callable[[TrainingRun, Any, tqdm], bool], end: float = math.inf
 ) -> dict[str, float]:
     """Environment steps per second of the real training loop after its warm-up.
 
@@ -210,20 +214,29 @@ def end_to_end(
 
     Args:
         config: of the run. steps: that are timed. loop: train.py's.
+        end: of time.monotonic, when it stops; half of the time until then is for the warm-up.
+
+    Returns:
+        The figures; none if no step was finished in time.
     """
     config = apply_overrides(config, ["JointTrainAgent.SaveEverySteps=1_000_000"])
 
-    def train_on(run: TrainingRun, more: int) -> None:
+    def train_on(run: TrainingRun, more: int, seconds: float = math.inf) -> None:
         config.JointTrainAgent.SampleMaxSteps = run.step + more
-        loop(run, SimpleNamespace(signal=None), tqdm(disable=True))
+        loop(run, TimeLimit(seconds), tqdm(disable=True))
 
     forget_memory()
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory("benchmark", Path(folder))
         with contextlib.closing(TrainingRun(config, directory, StateStore(directory.state), None)) as run:
             clock = Clock(run.execution.device, 1, 0)
-            train_on(run, config.JointTrainAgent.BufferWarmUp + steps)
-            rate = steps / clock.once(functools.partial(train_on, run, steps))
+            half = (end - time.monotonic()) / 2
+            train_on(run, config.JointTrainAgent.BufferWarmUp + steps, half)
+            before, is_warm = run.step, run.is_warm
+            seconds = clock.once(functools.partial(train_on, run, steps, half))
+            if run.step == before or not is_warm:
+                return {}
+            rate = (run.step - before) / seconds
             figures = {"env_steps_per_s": rate}
             if clock.device.type == "cuda":
                 stored = run.replay.nbytes if run.replay.device == clock.device else 0
@@ -252,39 +265,3 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
         start = time.perf_counter()
         deque(itertools.islice(played, rounds), maxlen=0)
         return {"evaluation_steps_per_s": rounds * num_envs / (time.perf_counter() - start)}
-
-
-def imagination_growth(
-    config: Config, clock: Clock, spaces: Spaces, horizons: tuple[int, ...]
-) -> dict[int, dict[str, float]]:
-    """Seconds of imagination, and of its context alone, by horizon.
-
-    The horizons take turns and the fastest turn of each counts: a ratio of medians that were
-    measured one after the other follows what else the machine does. Turns imagine about the same
-    number of steps, since a long one finds no quiet moment as often as a short one.
-
-    Args:
-        config: of the run. clock: of its device. spaces: what is observed and done. horizons: in steps.
-    """
-    turns: list[Callable[[], None]] = []
-    calls = [max(horizons) // horizon for horizon in horizons]
-    longest = max(LONGEST, config.Models.WorldModel.TransformerMaxLength)
-    for horizon, times in zip(horizons, calls, strict=True):
-        settings = [f"JointTrainAgent.ImagineBatchLength={horizon}"]
-        settings += [f"Models.WorldModel.TransformerMaxLength={longest}"]
-        changed = apply_overrides(config, settings)
-        iteration = Iteration(changed, spaces, Execution(changed.BasicSettings, clock.device))
-        turns += [
-            functools.partial(repeat, part, times) for part in (iteration.imagine, iteration.encode_context)
-        ]
-    fastest = [min(seconds) for seconds in clock.measure(*turns)]
-    return {
-        horizon: {"imagination_s": whole / times, "context_s": context / times}
-        for horizon, times, whole, context in zip(horizons, calls, fastest[::2], fastest[1::2], strict=True)
-    }
-
-
-def repeat(function: Callable[[], object], times: int) -> None:
-    """Call a function several times."""
-    for _ in range(times):
-        function()

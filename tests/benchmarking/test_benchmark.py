@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from utils import UserError
 
 SHORT = ["--repeats=1", "--warm-up=0"]
+PEAK = ("product_flop_per_s", "float32_1024x512x512_flop_per_s", "copy_bytes_per_s")
 PHASES = ["acting", "replay sampling", "world model", "imagination", "agent"]
 
 
@@ -61,50 +62,63 @@ def test_an_environments_fault_does_not_end_the_measurement_of_evaluation(
 
 
 def test_all_rows_come_from_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "HORIZONS", (2, 4))
     file = tmp_path / "rows.json"
-    benchmark.main([*SMALL, *SHORT, "--repeats=5", "--rows", "--steps=8", f"--json={file}"])
+    presets = {name: benchmark.PRESETS["cpu"][name] for name in ("STORM-tiny", "GITSTORM-small")}
+    monkeypatch.setitem(benchmark.PRESETS, "cpu", presets)
+    monkeypatch.setattr(benchmark, "measure_peak", lambda *_: dict.fromkeys(PEAK, 1.0))
+    benchmark.main([*SMALL, *SHORT, "--rows", "--steps=8", f"--json={file}"])
     rows = json.loads(file.read_text())
-    assert rows["horizon_ratio"] > 0 and set(rows["horizons"]) == {"2", "4"}
+    assert "float32" in rows["iterations"]
     assert rows["env_steps_per_s"] == rows["loops"]["STORM-tiny"]["env_steps_per_s"]
-    assert set(rows["loops"]) == {"STORM-tiny", "GITSTORM-tiny"}
+    assert set(rows["loops"]) == {"STORM-tiny", "GITSTORM-small"}
     for loop in rows["loops"].values():
         assert loop["env_steps_per_s"] > 0 and loop["evaluation_steps_per_s"] > 0
+        assert list(loop["phases"]) == PHASES
 
 
-def test_a_horizon_counts_the_fastest_of_turns_of_the_same_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_time_does_not_suffice_for_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.json"
+    benchmark.main([*SMALL, *SHORT, "--rows", "--minutes=1e-9", f"--json={file}"])
+    printed = capsys.readouterr().out
+    titles = ["STORM, precision auto", "STORM, precision float32", *benchmark.SMALL]
+    assert all(f"{title}: {benchmark.LATE}" in printed for title in titles)
+    rows = json.loads(file.read_text())
+    assert rows["iterations"] == rows["loops"] == {} and rows["env_steps_per_s"] is None
+
+    monkeypatch.setattr(benchmark, "measure_peak", lambda *_: dict.fromkeys(PEAK, 1.0))
+    benchmark.main([*SMALL, "--repeats=3", "--minutes=1e-9"])  # phases are measured once at least
+    printed = capsys.readouterr().out
+    assert f"whole loop: {benchmark.LATE}" in printed and all(name in printed for name in PHASES)
+
+
+def test_a_loop_stops_when_its_time_is_up() -> None:
+    config = benchmark.load_config([*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0"])
+    start = time.monotonic()
+    figures = benchmark.end_to_end(config, 1_000_000, benchmark.train, start + 2)
+    assert figures["env_steps_per_s"] > 0 and time.monotonic() - start < 10
+    assert benchmark.end_to_end(config, 1_000_000, benchmark.train, start) == {}
+
+
+def test_a_clock_calls_at_least_once_and_not_again_when_time_is_up() -> None:
     calls: list[int] = []
-
-    def in_turn(clock: benchmark.Clock, *functions: Callable[[], None]) -> list[list[float]]:
-        for function in functions:
-            before = len(calls)
-            function()
-            calls[before:] = [len(calls) - before]
-        return [[9.0, 8.0], [4.0], [6.0], [2.0, 3.0]]
-
-    def counting(iteration: benchmark.Iteration) -> None:
-        calls.append(1)
-
-    monkeypatch.setattr(benchmark.Clock, "measure", in_turn)
-    monkeypatch.setattr(benchmark.Iteration, "imagine", counting)
-    monkeypatch.setattr(benchmark.Iteration, "encode_context", counting)
-    config = benchmark.load_config(SMALL)
-    clock = benchmark.Clock(benchmark.resolve_device("cpu"), 1, 0)
-    spaces = benchmark.environment_spaces(config)
-    growth = benchmark.imagination_growth(config, clock, spaces, (2, 8))
-    assert calls == [4, 4, 1, 1]
-    assert growth[2] == {"imagination_s": 2.0, "context_s": 1.0}
-    assert growth[8] == {"imagination_s": 6.0, "context_s": 2.0}
+    for end, expected in ((0.0, 1), (float("inf"), 5)):
+        calls.clear()
+        clock = benchmark.Clock(torch.device("cpu"), 3, 2, end)
+        assert len(clock.measure(lambda: calls.append(1))) == min(expected, 3) and len(calls) == expected
 
 
-@pytest.mark.parametrize("option", ["--repeats=0", "--warm-up=-1", "--steps=-1"])
+@pytest.mark.parametrize(
+    "option", ["--repeats=0", "--warm-up=-1", "--steps=-1", "--minutes=0", "--minutes=nan"]
+)
 def test_counts_that_make_no_sense_are_refused(option: str) -> None:
     with pytest.raises(UserError, match="at least"):
         benchmark.main([*SMALL, option])
 
 
 def test_the_loops_of_a_gpu_are_runs_of_paper_size() -> None:
-    loops = {title: benchmark.load_config(settings) for title, settings in benchmark.LOOPS["cuda"].items()}
+    loops = {title: benchmark.load_config(settings) for title, settings in benchmark.PRESETS["cuda"].items()}
     assert {loop.JointTrainAgent.ModelType for loop in loops.values()} == {"STORM", "GITSTORM"}
     assert {loop.BasicSettings.ReplayBufferOnGPU for loop in loops.values()} == {True, False}
     for loop in loops.values():
