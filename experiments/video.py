@@ -1,18 +1,21 @@
 """Compares priors in video prediction: what does a masked prior gain, and what does it cost?
 
-    python experiments/video.py [--data digits twins] [--seeds 0 1 2] [--steps 3000] [--out DIR]
+    python experiments/video.py [--data Seaquest MsPacman] [--seeds 0 1 2] [--steps 3000] [--out DIR]
 
-Clips are recorded into clips/<data> of the present folder, runs go to its outputs/, two at a time on
-one thread each; what is there already is continued, or only judged. STORM's prior, and MaskGIT trained
-with both KLOver, each sampled at several plans, learn the same clips; all are judged on the same windows
-of held-out ones. Writes <out>/<data>.json: every measure of every seed, and means with 95 % intervals
-(Student's t); <out>/<data>.png: measures against the time; and <out>/<data>_strip.png, of the first seed.
+Clips are recorded into clips/<data> of the present folder; those of a game by a small agent, which is
+trained first. Runs go to outputs/, on one thread each; what is there already is continued, or only
+judged. STORM's prior, and MaskGIT trained with both KLOver, each sampled at several plans, learn the
+same clips; all are judged on the same windows of held-out ones. Writes <out>/<data>.json: every measure
+of every seed, and means with 95 % intervals (Student's t); <out>/<data>.png: measures against the time;
+and <out>/<data>_strip.png, of the first seed.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import statistics
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from environments.diagnostic import is_consistent
+from environments.single import environment_id
 from evaluation import record
 from evaluation.options import parse_options
 from evaluation.target import read_target
@@ -29,12 +33,37 @@ from evaluation.video_prediction import Judgement
 from evaluation.video_report import judge_runs, strip
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
-from experiments.training import experiment_parser, run_facts, side_by_side, start_training, write_record
+from experiments.training import (
+    AT_A_TIME,
+    experiment_parser,
+    run_facts,
+    side_by_side,
+    start_training,
+    write_record,
+)
 from utils import run_cli
 
+PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is recorded, as options of evaluation.record, and the side in pixels that is learned."""
+
+    play: tuple[str, ...]
+    size: int
+
+
+def player(game: str) -> str:
+    """The name of the agent that plays a game, that of experiments/quick_start.py."""
+    return f"{game}-{PLAYER}-seed_0"
+
+
+SMALL = ("-steps=32000", "BasicSettings.ImageSize=32")
 DATA = {
-    "digits": ["-random=Diagnostic/Digits-v0"],
-    "twins": ["-random=Diagnostic/Twins-v0", "-without_actions"],
+    "digits": Data(("-random=Diagnostic/Digits-v0", *SMALL), 32),
+    "twins": Data(("-random=Diagnostic/Twins-v0", "-without_actions", *SMALL), 32),
+    **{game: Data((f"-run_name={player(game)}", "-steps=20000", "-device=cpu"), 64) for game in GAMES},
 }
 MODELS = {  # name → config, overrides
     "STORM": ("STORM-video", []),
@@ -42,7 +71,7 @@ MODELS = {  # name → config, overrides
     "all": ("GITSTORM-video", ["Models.MaskGit.KLOver=all"]),
 }
 PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
-FRAMES, SIZE, WINDOWS = 32_000, 32, 256
+WINDOWS = 256
 CONFIDENCE = 0.95
 STRIPS = 1  # windows in the picture
 PANELS = {"mse": "mean square error", "ssim": "SSIM", "prior_perplexity": "prior perplexity"}
@@ -54,10 +83,22 @@ def run_name(data: str, model: str, seed: int) -> str:
 
 
 def record_clips(data: str) -> None:
-    """Record a data set, unless it is there."""
-    if not (folder := Path("clips") / data).is_dir():
-        size = f"BasicSettings.ImageSize={SIZE}"
-        record.main([*DATA[data], f"-out={folder}", f"-steps={FRAMES}", size])
+    """Record a data set, unless it is there; a game's after its player has been trained."""
+    folder, unfinished = Path("clips", data), Path("clips", f"{data}.unfinished")
+    if folder.is_dir():
+        return
+    if data in GAMES:
+        finish(player(data), PLAYER, [f"BasicSettings.env_name={environment_id(data)}"])
+    shutil.rmtree(unfinished, ignore_errors=True)
+    record.main([*DATA[data].play, f"-out={unfinished}"])
+    unfinished.rename(folder)
+
+
+def finish(name: str, config: str, settings: list[str]) -> None:
+    """Train a run to its end; raise RuntimeError if it does not get there."""
+    process = start_training(name, config, settings, Path.cwd())
+    if process.wait():
+        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
 
 
 def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
@@ -66,11 +107,10 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
     settings = [
         f"BasicSettings.trajectory_path={Path('clips', data).absolute()}",
         f"BasicSettings.Seed={seed}",
+        f"BasicSettings.ImageSize={DATA[data].size}",
     ]
     settings += [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "SaveEverySteps")]
-    process = start_training(name, config, [*settings, *overrides], Path.cwd())
-    if process.wait():
-        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
+    finish(name, config, [*settings, *overrides])
     return {"data": data, "model": model, "seed": seed, **run_facts(name, Path.cwd())}
 
 
@@ -125,19 +165,22 @@ def draw(summary: dict[str, dict[str, dict[str, float]]], data: str) -> Figure:
     return figure
 
 
-def compare(data: str, seeds: list[int], steps: int, out: Path, arguments: list[str]) -> None:
+def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> None:
     """Train and judge all models of a data set; write the results after each seed."""
     record_clips(data)
-    runs, judgements = [], []
-    for seed in seeds:
-        runs += side_by_side(lambda model, seed: train(data, model, seed, steps), MODELS, [seed])
+    runs, judgements, out = [], [], options.out
+    for seed in options.seeds:
+        runs += side_by_side(
+            lambda model, seed: train(data, model, seed, options.steps), MODELS, [seed], options.at_a_time
+        )
         result, found = judge(data, seed)
         judgements.append(result)
         summary = summarise(judgements)
-        content = {"data": data, "confidence": CONFIDENCE, "summary": summary, "runs": runs}
-        write_record(out / f"{data}.json", "video", arguments, content | {"judgements": judgements})
+        content = {"runs_at_a_time": options.at_a_time, "data": data, "confidence": CONFIDENCE}
+        content |= {"summary": summary, "runs": runs, "judgements": judgements}
+        write_record(out / f"{data}.json", "video", arguments, content)
         save(draw(summary, data), out / f"{data}.png")
-        if seed == seeds[0]:
+        if seed == options.seeds[0]:
             named = replace(found, shown=dict(zip(result["predictors"], found.shown.values(), strict=True)))
             save(strip(named, result["context"], STRIPS), out / f"{data}_strip.png")
         for name, measures in result["predictors"].items():
@@ -150,10 +193,11 @@ def main(arguments: list[str]) -> None:
     parser = experiment_parser("video", __doc__, seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
+    parser.add_argument("--at-a-time", type=int, default=AT_A_TIME, help=f"runs (default {AT_A_TIME})")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for data in options.data:
-        compare(data, options.seeds, options.steps, options.out, arguments)
+        compare(data, options, arguments)
 
 
 if __name__ == "__main__":

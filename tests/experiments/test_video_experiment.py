@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.video import DATA, draw, summarise
+from experiments import video
+from experiments.video import DATA, draw, record_clips, summarise
 
 
 def judgement(mse: float) -> dict:
@@ -24,3 +27,27 @@ def test_seeds_are_averaged_with_their_interval(data: str) -> None:
     assert len(draw(summary, data).axes) == (4 if data == "twins" else 3)
     assert "half_interval" not in summarise([judgement(1.0)])["STORM"]["mse"]
     assert np.isfinite(summary["last frame"]["mse"]["half_interval"])
+
+
+def test_a_game_is_recorded_by_an_agent_that_is_trained_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips/Seaquest.unfinished").mkdir(parents=True)
+    (tmp_path / "clips/Seaquest.unfinished/00000.npz").touch()  # of a recording that was interrupted
+    calls: list[list[str]] = []
+
+    def play(arguments: list[str]) -> None:
+        calls.append(arguments)
+        folder = Path(next(each for each in arguments if each.startswith("-out=")).removeprefix("-out="))
+        assert not folder.exists()
+        folder.mkdir()
+
+    monkeypatch.setattr(video, "finish", lambda *arguments: calls.append([*map(str, arguments)]))
+    monkeypatch.setattr(video.record, "main", play)
+    record_clips("Seaquest")
+    record_clips("Seaquest")  # is there
+    (trained, played) = calls
+    assert trained[0] == "Seaquest-STORM-tiny-seed_0" and "ALE/Seaquest-v5" in trained[2]
+    assert f"-run_name={trained[0]}" in played and "-steps=20000" in played
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["Seaquest"]
