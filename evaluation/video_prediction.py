@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compute.random_streams import RandomStreams, derive_seed
 from evaluation.open_loop import open_loop, to_pixels
-from evaluation.video_metrics import Network, code_perplexity, frame_scores, frechet_distance, prior_nats
+from evaluation.video_metrics import code_perplexity, frame_scores, frechet_distance, prior_nats
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample
 from sub_models.priors import MaskGITPrior
@@ -24,6 +24,7 @@ from utils import UserError
 
 Plan = tuple[int, int, int]  # T_draft, T_revise, M
 Measure = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]  # of truth, prediction: (B, h)
+Features = Callable[[np.ndarray], np.ndarray]  # of uint8 (B, h, S, S, 3): (B, d), or (B, n, d) of frames
 COPY = "last frame"
 
 
@@ -104,7 +105,7 @@ class Tally:
     """What was measured of one predictor, batch by batch."""
 
     scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))  # each (B, h)
-    features: list[np.ndarray] = field(default_factory=list)  # each (B, d)
+    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     counts: Tensor | float = 0.0
     seconds: float = 0.0
 
@@ -117,8 +118,8 @@ class Tally:
         for name, values in scores.items():
             self.scores[name].append(values)
 
-    def result(self, truth_features: list[np.ndarray], group: int) -> dict[str, Any]:
-        """Return totals, and `by_horizon` lists of h; FVD is the mean over groups of so many windows."""
+    def result(self, true_features: dict[str, list[np.ndarray]], group: int) -> dict[str, Any]:
+        """Return totals, and `by_horizon` lists of h; Fréchet distances are means over groups of windows."""
         by_horizon = {name: np.concatenate(values).mean(0) for name, values in self.scores.items()}
         total = {name: float(values.mean()) for name, values in by_horizon.items()}
         for each in (by_horizon, total):
@@ -127,13 +128,18 @@ class Tally:
         if "prior_perplexity" in total:
             total |= {"prior_perplexity": float(total["prior_perplexity"])}
             total["code_perplexity"] = code_perplexity(self.counts)
-        if self.features:
-            truth, predicted = np.concatenate(truth_features), np.concatenate(self.features)
-            starts = range(0, max(len(truth) - group, 0) + 1, group)  # whole groups, or all that there is
-            distances = [frechet_distance(truth[s : s + group], predicted[s : s + group]) for s in starts]
-            total["fvd"] = float(np.mean(distances))
+        for name, features in self.features.items():
+            total[name] = group_distance(np.concatenate(true_features[name]), np.concatenate(features), group)
         lists = {name: values.tolist() for name, values in by_horizon.items()}
         return total | {"seconds": round(self.seconds, 3), "by_horizon": lists}
+
+
+def group_distance(truth: np.ndarray, predicted: np.ndarray, group: int) -> float:
+    """Return the Fréchet distance of features (W, ..., d), as a mean over groups of so many windows."""
+    starts = range(0, max(len(truth) - group, 0) + 1, group)  # whole groups, or all that there is
+    pairs = [[each[start : start + group] for each in (truth, predicted)] for start in starts]
+    flat = [[each.reshape(-1, each.shape[-1]) for each in pair] for pair in pairs]
+    return float(np.mean([frechet_distance(*pair) for pair in flat]))
 
 
 @dataclass(frozen=True)
@@ -152,30 +158,31 @@ def judge(
     context: int,
     group: int,
     measures: Sequence[Measure] = (frame_scores,),
-    fvd: Network | None = None,
+    features: dict[str, Features] | None = None,
 ) -> Judgement:
     """Measure predictions of batches of windows (B, context + h); what is in the context counts nowhere.
 
     Args:
-        measures: of uint8 (B, h, S, S, 3), truth and prediction. fvd: whose features are compared.
-        group: windows whose features a Fréchet distance is taken of.
+        measures: of uint8 (B, h, S, S, 3), truth and prediction.
+        group: windows whose features a Fréchet distance is taken of. features: whose, by its name.
     """
     tallies = {name: Tally() for name in predictors}
-    features, shown, first, windows = [], {}, None, 0
+    extractors, true_features = features or {}, defaultdict(list)
+    shown, first, windows = {}, None, 0
     for batch in batches:
         truth = batch.observation[:, context:].numpy()
         windows += len(truth)
-        if fvd is not None:
-            features.append(fvd.features(truth))
+        for each, extract in extractors.items():
+            true_features[each].append(extract(truth))
         for name, predict in predictors.items():
             predicted = predict(batch)
             scores = [measure(truth, predicted.frames) for measure in measures]
             tallies[name].add(predicted, {key: value for each in scores for key, value in each.items()})
-            if fvd is not None:
-                tallies[name].features.append(fvd.features(predicted.frames))
+            for each, extract in extractors.items():
+                tallies[name].features[each].append(extract(predicted.frames))
             shown.setdefault(name, predicted.frames)
         first = batch.observation.numpy() if first is None else first
-    if fvd is not None and windows < 2:
-        raise UserError("-fvd_network: there is one held-out window, FVD is of two or more")
-    results = {name: tally.result(features, group) for name, tally in tallies.items()}
+    if extractors and windows < 2:
+        raise UserError("there is one held-out window, a Fréchet distance is of two or more")
+    results = {name: tally.result(true_features, group) for name, tally in tallies.items()}
     return Judgement(results, windows, first, shown)

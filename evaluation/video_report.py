@@ -19,7 +19,7 @@ from configuration.schema import Config, VideoPrediction
 from evaluation.clips import Clips
 from evaluation.policies import load_models
 from evaluation.target import Target, read_target
-from evaluation.video_metrics import Network, frame_scores
+from evaluation.video_metrics import FrameNetwork, Network, frame_scores
 from evaluation.video_prediction import COPY, Judgement, Measure, copies, judge, predictors_of
 from run_files.manifest import read_json
 from run_files.provenance import machine_facts
@@ -27,7 +27,9 @@ from utils import UserError, as_file_name, resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
 BATCH = 32  # windows that are predicted at once
-COLUMNS = ("mse", "psnr", "ssim", "lpips", "fvd", "prior_perplexity", "code_perplexity", "seconds")
+FRAME_FRECHET = "frechet_efficientnet_lite0"
+DISTANCES = ("fvd", FRAME_FRECHET)
+COLUMNS = ("mse", "psnr", "ssim", "lpips", *DISTANCES, "prior_perplexity", "code_perplexity", "seconds")
 PANELS = {
     "mse": "mean square error",
     "psnr": "PSNR, dB",
@@ -67,7 +69,11 @@ def judge_runs(
     check_same_split(targets)
     config, video = target.config, target.config.VideoPrediction
     execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
-    fvd = options.fvd_network and Network("fvd_network", options.fvd_network, execution.device)
+    features = {}
+    if options.fvd_network:
+        features["fvd"] = Network("fvd_network", options.fvd_network, execution.device).features
+    if options.frame_features:
+        features[FRAME_FRECHET] = FrameNetwork(execution.device).features
     if options.lpips_network:
         measures = [*measures, Network("lpips_network", options.lpips_network, execution.device).lpips]
     length = video.Context + video.Horizon
@@ -79,7 +85,7 @@ def judge_runs(
             models = load_models(each.config, clips.spaces, execution, each.checkpoints, each.steps[-1])
             predictors |= predictors_of(each.run.name, models[0], options.plans, video.Context, target.seed)
         batches = clips.spread(video.Clips * video.Groups, length, BATCH)
-        found = judge(predictors, batches, video.Context, video.Clips, measures, fvd)
+        found = judge(predictors, batches, video.Context, video.Clips, measures, features)
     return {
         "steps": {each.run.name: each.steps[-1] for each in targets},
         "seed": target.seed,
@@ -152,8 +158,8 @@ def table(result: dict[str, Any]) -> str:
         f"{title}, horizon {result['horizon']}",
         frame.to_string(float_format="{:.4f}".format, na_rep="–"),
     ]
-    if result["windows"] < 2 * result["group"] and "fvd" in frame:
-        lines.append(f"FVD of {result['group']} windows: smaller groups give larger distances")
+    if result["windows"] < 2 * result["group"] and set(DISTANCES) & set(frame):
+        lines.append(f"Fréchet distance of {result['group']} windows: smaller groups give larger distances")
     return "\n".join([*result["notes"], *lines])
 
 

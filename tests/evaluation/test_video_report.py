@@ -13,7 +13,8 @@ from test_video_metrics import TinyI3D, TinyLPIPS, saved
 from tests_support import CPU, random_batch, small_models
 from tiny_runs import GIT_STORM, Result, evaluate, train
 
-from evaluation.video_metrics import Network
+from evaluation import video_report
+from evaluation.video_metrics import Network, frechet_distance
 from evaluation.video_prediction import COPY, Predicted, copies, judge, predictors_of
 from utils import UserError
 
@@ -31,11 +32,11 @@ SHORT = (
 def test_the_context_is_never_counted(tmp_path: Path) -> None:
     batch = random_batch(6, CONTEXT + HORIZON)
     batch.observation[:, CONTEXT:] = 100
-    i3d = Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)
+    i3d = {"fvd": Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU).features}
     world_model, _ = small_models()
 
     def judged(predictors: dict) -> dict:
-        return judge(predictors, iter([batch]), CONTEXT, 6, fvd=i3d).results
+        return judge(predictors, iter([batch]), CONTEXT, 6, features=i3d).results
 
     def right(batch: object) -> Predicted:
         return Predicted(batch.observation[:, CONTEXT:].numpy())
@@ -52,7 +53,7 @@ def test_the_context_is_never_counted(tmp_path: Path) -> None:
 
 
 def test_groups_are_judged_apart_and_averaged(tmp_path: Path) -> None:
-    i3d = Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU)
+    i3d = {"fvd": Network("fvd_network", saved(TinyI3D(), tmp_path / "i3d.pt"), CPU).features}
     batches = [random_batch(4, CONTEXT + HORIZON, seed) for seed in range(3)]
 
     def predict(batch: object) -> Predicted:
@@ -61,12 +62,27 @@ def test_groups_are_judged_apart_and_averaged(tmp_path: Path) -> None:
 
     for batch in batches:
         batch.observation.clamp_(max=200)
-    found = judge({"x": predict}, iter(batches), CONTEXT, 4, fvd=i3d)
+    found = judge({"x": predict}, iter(batches), CONTEXT, 4, features=i3d)
     expected = np.mean([3 * (shift * HORIZON) ** 2 for shift in (1, 2, 3)])
     assert found.windows == 12 and found.results["x"]["fvd"] == pytest.approx(expected)
     assert len(found.truth) == len(found.shown["x"]) == 4
     with pytest.raises(UserError, match="one held-out window"):
-        judge({}, iter([random_batch(1, CONTEXT + HORIZON)]), CONTEXT, 4, fvd=i3d)
+        judge({}, iter([random_batch(1, CONTEXT + HORIZON)]), CONTEXT, 4, features=i3d)
+
+
+def test_features_of_frames_are_those_of_all_windows_of_a_group() -> None:
+    batches = [random_batch(4, CONTEXT + HORIZON, seed) for seed in range(2)]
+
+    def frames(video: np.ndarray) -> np.ndarray:
+        return video[:, [0, -1]].mean((2, 3))  # (B, 2, 3)
+
+    found = judge({COPY: copies(CONTEXT)}, iter(batches), CONTEXT, 4, features={"frames": frames})
+    expected = []
+    for batch in batches:
+        truth = batch.observation.numpy()
+        pair = truth[:, [CONTEXT, -1]], truth[:, [CONTEXT - 1, CONTEXT - 1]]
+        expected.append(frechet_distance(*(each.mean((2, 3)).reshape(8, 3) for each in pair)))
+    assert found.results[COPY]["frames"] == pytest.approx(np.mean(expected))
 
 
 def test_plans_are_tried_on_the_same_weights() -> None:
@@ -124,9 +140,19 @@ def judged(folder: Path, *arguments: str) -> Result:
     return evaluate(folder, "-video", *SHORT, *arguments)
 
 
-def test_held_out_clips_are_judged_and_pictured(folder: Path, tmp_path: Path) -> None:
+class TinyFrameNetwork:
+    def __init__(self, device: torch.device) -> None: ...
+
+    def features(self, video: np.ndarray) -> np.ndarray:
+        return video.mean((2, 3))
+
+
+def test_held_out_clips_are_judged_and_pictured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_report, "FrameNetwork", TinyFrameNetwork)
     i3d, lpips = saved(TinyI3D(), tmp_path / "i3d.pt"), saved(TinyLPIPS(), tmp_path / "lpips.pt")
-    networks = (f"-fvd_network={i3d}", f"-lpips_network={lpips}")
+    networks = (f"-fvd_network={i3d}", f"-lpips_network={lpips}", "-frame_features")
     runs = ("-run_name=git", "-beside=storm", "-plans=1/1/1,2/2/1")
     result = judged(folder, *runs, *networks)
     assert result.code == 0, result.error
@@ -141,7 +167,8 @@ def test_held_out_clips_are_judged_and_pictured(folder: Path, tmp_path: Path) ->
         measures = {"mse", "psnr", "ssim", "lpips", *({"prior_perplexity"} if name != COPY else ())}
         assert found["by_horizon"].keys() == measures
         assert {len(values) for values in found["by_horizon"].values()} == {HORIZON}
-        assert found["fvd"] >= 0 and (name == COPY or 1 <= found["code_perplexity"] <= 5)
+        assert min(found["fvd"], found["frechet_efficientnet_lite0"]) >= 0
+        assert name == COPY or 1 <= found["code_perplexity"] <= 5
     for ending in (".png", "_strip.png"):
         with Image.open(path.with_name(path.name + ending)) as picture:
             assert min(picture.size) > 200

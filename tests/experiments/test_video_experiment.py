@@ -24,7 +24,7 @@ def test_seeds_are_averaged_with_their_interval(data: str) -> None:
     assert summary["STORM"]["mse"]["mean"] == 3
     assert summary["STORM"]["mse"]["half_interval"] == pytest.approx((high - low) / 2)
     assert "by_horizon" not in summary["STORM"] and "prior_perplexity" not in summary["last frame"]
-    assert len(draw(summary, data).axes) == (4 if data == "twins" else 3)
+    assert len(draw(summary, data).axes) == (5 if data == "twins" else 4)
     assert "half_interval" not in summarise([judgement(1.0)])["STORM"]["mse"]
     assert np.isfinite(summary["last frame"]["mse"]["half_interval"])
 

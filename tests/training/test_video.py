@@ -154,6 +154,29 @@ def test_a_cut_npz_is_refused(tmp_path: Path) -> None:
         clips_of(tmp_path / "cut.npz")
 
 
+@pytest.mark.parametrize("how", ["hdf5", "gif", "mp4", "mp4 faststart"])
+def test_a_file_that_ends_early_is_refused_by_name(tmp_path: Path, how: str) -> None:
+    ending, _, start = how.partition(" ")
+    path = tmp_path / f"whole.{ending}"
+    video = np.random.default_rng(0).integers(256, size=(40, 32, 32, 3), dtype=np.uint8)
+    if ending == "hdf5":
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            file["video"] = video
+    else:
+        import imageio.v3 as iio
+
+        more = {"fps": 15, "output_params": ["-movflags", f"+{start}"] if start else []}
+        iio.imwrite(path, video, **(more if ending == "mp4" else {}))
+    assert sum(map(len, find_clips(path)[0].frames())) == 40
+    content, cut = path.read_bytes(), path.with_stem("cut")
+    for share in (0.3, 0.6, 0.95):
+        cut.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(UserError, match=f"cut.{ending}"):
+            sum(map(len, find_clips(cut)[0].frames()))
+
+
 def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no clips here"):
         clips_of(tmp_path)
