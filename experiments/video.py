@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +46,16 @@ from utils import run_cli
 PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
 
 
-@dataclass(frozen=True)
-class Data:
-    """What is recorded, as options of evaluation.record, and the side in pixels that is learned."""
-
-    play: tuple[str, ...]
-    size: int
-
-
 def player(game: str) -> str:
     """The name of the agent that plays a game, that of experiments/quick_start.py."""
     return f"{game}-{PLAYER}-seed_0"
 
 
 SMALL = ("-steps=32000", "BasicSettings.ImageSize=32")
-DATA = {
-    "digits": Data(("-random=Diagnostic/Digits-v0", *SMALL), 32),
-    "twins": Data(("-random=Diagnostic/Twins-v0", "-without_actions", *SMALL), 32),
-    **{game: Data((f"-run_name={player(game)}", "-steps=20000", "-device=cpu"), 64) for game in GAMES},
+DATA = {  # name → options of evaluation.record
+    "digits": ("-random=Diagnostic/Digits-v0", *SMALL),
+    "twins": ("-random=Diagnostic/Twins-v0", "-without_actions", *SMALL),
+    **{game: (f"-run_name={player(game)}", "-steps=20000", "-device=cpu") for game in GAMES},
 }
 MODELS = {  # name → config, overrides
     "STORM": ("STORM-video", []),
@@ -95,7 +87,7 @@ def record_clips(data: str) -> None:
     if data in GAMES:
         finish(player(data), PLAYER, [f"BasicSettings.env_name={environment_id(data)}"])
     shutil.rmtree(unfinished, ignore_errors=True)
-    record.main([*DATA[data].play, f"-out={unfinished}"])
+    record.main([*DATA[data], f"-out={unfinished}"])
     unfinished.rename(folder)
 
 
@@ -112,7 +104,6 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
     settings = [
         f"BasicSettings.trajectory_path={Path('clips', data).absolute()}",
         f"BasicSettings.Seed={seed}",
-        f"BasicSettings.ImageSize={DATA[data].size}",
     ]
     settings += [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "SaveEverySteps")]
     finish(name, config, [*settings, *overrides])
