@@ -224,11 +224,31 @@ def test_frames_are_resized_by_area(tmp_path: Path) -> None:
     assert (batch.observation == 100).all()
 
 
-def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+def test_3_gb_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:  # never written to: it takes no disk, and reads as 0
+        file.create_dataset("video", (15_360, 256, 256, 3), np.uint8, chunks=(64, 256, 256, 3))
+    assert (tmp_path / "a.hdf5").stat().st_size < 1e5
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    clips = clips_of(tmp_path)
+    assert clips.sample(16, 64, torch.Generator()).observation.shape[:2] == (16, 64)
+    assert len(clips) == 15_360 and resident("VmHWM") - before < 100e6
+
+
+def resident(key: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at the most (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key))
+
+
+def test_memory_does_not_grow_with_a_compressed_file(tmp_path: Path) -> None:
     import tracemalloc
 
     frames = np.zeros((4_000, 64, 64, 3), np.uint8)  # 49 MB, of which a piece is 0.8
-    np.savez(tmp_path / "a", video=frames)
+    np.savez_compressed(tmp_path / "a", video=frames)
     del frames
     tracemalloc.start()
     clips = clips_of(tmp_path)
