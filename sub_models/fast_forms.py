@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sub_models.convolutions import convolve
 from sub_models.precision import products_are_faster
 
 
@@ -21,7 +22,7 @@ def convolution_then_norm(
     """
     weight = convolution.weight if scale is None else convolution.weight * scale
     if norm.training:
-        return norm(F.conv2d(x, weight, None, convolution.stride, convolution.padding))
+        return norm(convolve(x, weight))
     gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     bias = norm.bias - norm.running_mean * gain
     weight = weight * gain[:, None, None, None]
@@ -36,6 +37,17 @@ def linear_of_maps(maps: Tensor, linear: nn.Linear) -> Tensor:
     """
     weight = linear.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
     return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
+
+
+def maps_of_linear(x: Tensor, linear: nn.Linear, shape: tuple[int, int, int]) -> Tensor:
+    """Return linear(x) as maps (M, *shape) that lie channels-last in memory; the linear has no bias.
+
+    The weights, which are stored for channel-major features, are turned to match the maps: convolutions
+    whose maps and weights lie alike are faster.
+    """
+    channels, *sides = shape
+    weight = linear.weight.unflatten(0, shape).permute(1, 2, 0, 3).flatten(0, 2)
+    return F.linear(x, weight).unflatten(1, (*sides, channels)).permute(0, 3, 1, 2)
 
 
 def linear_of_embeddings(tokens: Tensor, table: nn.Embedding, linear: nn.Linear) -> Tensor:

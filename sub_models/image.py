@@ -8,7 +8,8 @@ from math import log2
 from torch import Tensor, nn
 
 from configuration.schema import WorldModel as WorldModelConfig
-from sub_models.fast_forms import convolution_then_norm, linear_of_maps
+from sub_models.convolutions import transposed_convolve
+from sub_models.fast_forms import convolution_then_norm, linear_of_maps, maps_of_linear
 from sub_models.precision import compute_dtype
 
 CODE_SIDE = 4  # side of the feature map between encoder and decoder
@@ -78,7 +79,14 @@ class ImageDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """(M, K·C) → (M, channels, side, side), about [0, 1]."""
-        return self.layers(self.project(latent).unflatten(1, self.code_shape))
+        x = maps_of_linear(latent, self.project, self.code_shape)
+        for layer in self.layers:
+            x = (
+                transposed_convolve(x, layer.weight, layer.bias)
+                if isinstance(layer, nn.ConvTranspose2d)
+                else layer(x)
+            )
+        return x
 
     @staticmethod
     def target(observation: Tensor) -> Tensor:
