@@ -178,8 +178,10 @@ def plot(result: dict[str, Any]) -> Figure:
 
 
 def strip(found: Judgement, context: int, windows: int) -> Figure:
-    """Return pictures of windows: the truth, below it each prediction, side by side in time."""
-    truth = found.truth[:windows]
+    """Return pictures of windows that lie apart: the truth, below it each prediction, along time."""
+    count = len(found.truth)
+    chosen = np.linspace(0, count - 1, min(windows, count)).round().astype(int)  # neighbours overlap
+    truth = found.truth[chosen]
     horizon = truth.shape[1] - context
     before = list(range(max(0, context - SHOWN_CONTEXT), context))
     after = np.unique(np.linspace(0, horizon - 1, min(horizon, SHOWN_FRAMES)).round().astype(int))
@@ -190,7 +192,7 @@ def strip(found: Judgement, context: int, windows: int) -> Figure:
     for number, axes in enumerate(figure.subplots(len(truth), squeeze=False).flat):
         blank = np.full((len(before), size, size, 3), WHITE, np.uint8)
         rows = [np.concatenate([truth[number, before], truth[number, context + after]])]
-        rows += [np.concatenate([blank, frames[number, after]]) for frames in found.shown.values()]
+        rows += [np.concatenate([blank, frames[chosen[number], after]]) for frames in found.shown.values()]
         axes.imshow(tiles(np.stack(rows)), interpolation="nearest")
         axes.set_yticks((np.arange(height) + 0.5) * (size + GAP), ["truth", *found.shown])
         labels = [place - context + 1 for place in before] + (after + 1).tolist()

@@ -123,7 +123,7 @@ def _mp4_is_whole(path: Path) -> bool:
 
 def _check(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise UserError(f"{path}: its video is {dtype} {shape}, expected uint8 (T, H, W, 3)")
+        raise UserError(f"{path}: its video is {dtype} {shape}, expected uint8 (T, H, W, 3) in C order")
 
 
 def _first(wanted: Collection[str], names: Collection[str]) -> str | None:

@@ -16,6 +16,7 @@ from tiny_runs import GIT_STORM, Result, evaluate, train
 from evaluation import video_report
 from evaluation.video_metrics import Network, frechet_distance
 from evaluation.video_prediction import COPY, Predicted, copies, judge, predictors_of
+from evaluation.video_report import strip
 from utils import UserError
 
 CONTEXT, HORIZON, LENGTH = 3, 4, 20
@@ -83,6 +84,16 @@ def test_features_of_frames_are_those_of_all_windows_of_a_group() -> None:
         pair = truth[:, [CONTEXT, -1]], truth[:, [CONTEXT - 1, CONTEXT - 1]]
         expected.append(frechet_distance(*(each.mean((2, 3)).reshape(8, 3) for each in pair)))
     assert found.results[COPY]["frames"] == pytest.approx(np.mean(expected))
+
+
+def test_a_strip_shows_windows_that_lie_apart() -> None:
+    batch = random_batch(9, CONTEXT + HORIZON)
+    batch.observation[:] = 20 * torch.arange(9)[:, None, None, None, None]
+    found = judge({COPY: copies(CONTEXT)}, iter([batch]), CONTEXT, 9)
+    for windows, shown in ((1, [0]), (3, [0, 80, 160]), (20, list(range(0, 180, 20)))):
+        pictures = [axes.get_images()[0].get_array() for axes in strip(found, CONTEXT, windows).axes]
+        assert [int(picture[5, 5, 0]) for picture in pictures] == shown
+        assert [int(picture[-5, -5, 0]) for picture in pictures] == shown  # the prediction's
 
 
 def test_plans_are_tried_on_the_same_weights() -> None:
