@@ -84,6 +84,26 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 
 
+def train(run_name: str, config: str, overrides: list[str], folder: Path) -> None:
+    """Begin or continue a run, and wait for its end."""
+    wait_for(start_training(run_name, config, overrides, folder), run_name, folder)
+
+
+def wait_for(process: subprocess.Popen[bytes], run_name: str, folder: Path) -> None:
+    """Wait for a process of a run, and note the CPU time it took in <run_name>.cpu; raise if it failed."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with (folder / f"{run_name}.cpu").open("a") as file:
+        file.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
+    if process.returncode:
+        raise RuntimeError(f"{run_name} ended with code {process.returncode}; see {run_name}.log")
+
+
+def cpu_hours(run_name: str, folder: Path) -> float:
+    """CPU time of a run's training and evaluations, in hours, of the processes that were waited for."""
+    return round(sum(map(float, (folder / f"{run_name}.cpu").read_text().split())) / 3600, 3)
+
+
 def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
     """(step, return) of every training episode that a run has logged so far."""
     records = read_metrics(RunDirectory(run_name, folder).metrics_file)
@@ -111,7 +131,8 @@ def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[floa
     if not evaluated_returns(run_name, step, episodes, folder):
         command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
         command += [f"-num_episodes={episodes}", "-device=cpu"]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (folder / f"{run_name}.log").open("ab") as log:
+            wait_for(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name, folder)
     return evaluated_returns(run_name, step, episodes, folder)
 
 

@@ -1,45 +1,34 @@
-"""experiments/control.py: runs, records and draws a small grid."""
+"""experiments/control.py: what is its own of a grid; tests/experiments/test_atari_small.py runs one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from experiments import control
-
-TINY = [
-    "JointTrainAgent.SampleMaxSteps=120",
-    "JointTrainAgent.SaveEverySteps=60",
-    "JointTrainAgent.BufferWarmUp=60",
-    "JointTrainAgent.BatchSize=2",
-    "JointTrainAgent.ImagineBatchSize=2",
-]
-
-
-def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--tasks", "CartPole-v1", "--models", "STORM-control", "--seeds", "3", "--episodes", "2"]
-    arguments += ["--variant", "latents", "--out", "records", "Models.WorldModel.StateMixer=latent_attention"]
-    for _ in range(2):  # the second time from what is there
-        assert control.main([*arguments, *TINY]) == 0
-    record = json.loads(Path("records/CartPole-v1.json").read_text())
-    (run,) = record["runs"]
-    assert (record["task"], run["model"], run["seed"]) == ("CartPole-v1", "STORM-control latents", 3)
-    assert run["simulator_steps"] == run["trained_steps"] == 120 and len(run["evaluation_returns"]) == 2
-    finished = [value for step, value in run["training_returns"] if step > 120 - record["window"]]
-    assert run["final_training_return"] == pytest.approx(sum(finished) / len(finished))
-    assert Path("records/control.png").stat().st_size > 10_000
+from experiments import control, grid
 
 
 @pytest.mark.parametrize(
-    ("task", "environment", "name"),
-    [
-        ("walker-stand", "dm_control/walker-stand-v0", "walker-stand-STORM-control-seed_1"),
-        ("Pendulum-v1", "Pendulum-v1", "Pendulum-v1-STORM-control-seed_1"),
-    ],
+    ("task", "environment"),
+    [("walker-stand", "dm_control/walker-stand-v0"), ("Pendulum-v1", "Pendulum-v1")],
 )
-def test_tasks_without_a_version_are_of_dm_control(task: str, environment: str, name: str) -> None:
-    run = control.Run(task, "STORM-control", "", 1)
-    assert (run.environment, run.name) == (environment, name)
+def test_tasks_without_a_version_are_of_dm_control(task: str, environment: str) -> None:
+    assert control.environment_of(task) == environment
+
+
+def test_steps_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    known = {
+        "train": None,
+        "training_returns": [(500, 1.0), (45_100, 2.0), (50_000, 6.0)],
+        "saved_steps": [5_000, 50_000],
+        "evaluate": [3.0, 5.0],
+        "run_facts": {"trained_steps": 50_000, "training_minutes": 100.0},
+        "cpu_hours": 1.5,
+    }
+    for name, value in known.items():
+        monkeypatch.setattr(grid, name, lambda *_, value=value: value)
+    row = grid.measure(control.SUITE, grid.Run("walker-stand", "STORM-control", "", 1), [], 2, tmp_path)
+    assert row["simulator_steps"] == 100_000 and row["decisions_per_s"] == 8.33
+    assert row["training_returns"] == [(1_000, 1.0), (90_200, 2.0), (100_000, 6.0)]
+    assert row["final_training_return"] == 4.0 and row["evaluation_returns"] == [3.0, 5.0]

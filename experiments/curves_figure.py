@@ -1,9 +1,10 @@
-"""The figure of control.py: our training returns by simulator step, every seed, beside published ones."""
+"""The figure of a grid: our training returns by step, every seed, beside published ones."""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ from matplotlib.ticker import EngFormatter
 
 from experiments.figures import running_mean, save
 
-COLOURS = {"STORM-control": "#0072B2", "GITSTORM-control": "#D55E00"}  # Okabe and Ito (2008)
+COLOURS = {"STORM": "#0072B2", "GITSTORM": "#D55E00"}  # Okabe and Ito (2008)
 VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other settings
+LEVELS = {"random play": ":", "a person": "-."}
 OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
 AVERAGED = 5  # training episodes in a point of our curves
 COLUMNS = 4
 
 
-def draw(records: Sequence[Path], published: Path, path: Path) -> None:
-    """Draw one panel per task: lines of ours by seed, means and ranges of others."""
-    others = json.loads(published.read_text())
+def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
+    """Draw one panel per task: lines of ours by seed, means and ranges of others, levels to compare with."""
+    others = json.loads(published.read_text()) if published else {"steps": [], "methods": {}}
     columns = min(COLUMNS, len(records))
     rows = math.ceil(len(records) / columns)
     figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
@@ -43,10 +45,11 @@ def draw(records: Sequence[Path], published: Path, path: Path) -> None:
 
 def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> None:
     """Draw one task."""
-    end = max(run["simulator_steps"] for run in record["runs"])
+    step = record.get("step", "simulator_steps")
+    end = max(run[step] for run in record["runs"])
     steps = np.array(others["steps"])
     for name, colour in OTHERS.items():
-        seeds = others["methods"][name].get(record["task"].replace("-", "_"), {})
+        seeds = others["methods"].get(name, {}).get(record["task"].replace("-", "_"), {})
         if not seeds:
             continue
         table = np.array(list(seeds.values()), dtype=float)
@@ -54,14 +57,20 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         table, shown = table[:, known], steps[known]
         axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
-    variants = sorted({run["model"] for run in record["runs"]} - set(COLOURS))
-    colours = COLOURS | dict(zip(variants, VARIANTS, strict=False))
+    labels = sorted({run["model"] for run in record["runs"]})
+    plain = {label: COLOURS[label.split("-")[0]] for label in labels if " " not in label}
+    colours = plain | dict(zip([label for label in labels if " " in label], VARIANTS, strict=False))
     for run in record["runs"]:
         at, values = zip(*run["training_returns"], strict=True)
         at, values = running_mean(at, values, AVERAGED)
         axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
+        means = [(at, statistics.fmean(values)) for at, values in run.get("evaluations", [])]
+        if means:
+            axes.plot(*zip(*means, strict=True), "o", color=colours[run["model"]], ms=3)
+    for name, level in record.get("levels", {}).items():
+        axes.axhline(level, color="#6B7280", lw=1, ls=LEVELS[name], label=name)
     axes.set_title(record["task"], fontsize="medium")
-    axes.set(xlabel="simulator steps", ylabel="training return")
+    axes.set(xlabel=step.replace("_", " "), ylabel="training return")
     axes.set_xlim(0, end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:

@@ -1,0 +1,53 @@
+"""Trains STORM-small and GITSTORM-small on Atari games for 100,000 steps, beside published curves.
+
+One line for each game, and the same curve again:
+
+    python experiments/atari_small.py --tasks Boxing                 # two seeds, both models
+    python experiments/atari_small.py --tasks KungFuMaster
+    python experiments/atari_small.py --tasks Krull
+    python experiments/atari_small.py                                # all three
+    python experiments/atari_small.py --tasks Pong --models GITSTORM-small --seeds 0 1 2
+
+Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
+them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations of all
+checkpoints, settings, source, machine and cost; and drawn beside DreamerV3 and PPO at the same steps of
+the agent (results/published_atari.json), random play and a person.
+"""
+
+from __future__ import annotations
+
+from evaluation.scores import reference_scores
+from experiments.grid import Suite, run_grid
+from experiments.training import ROOT
+from utils import run_cli
+
+
+def levels(game: str) -> dict[str, float]:
+    """Return what random play and a person score in a game, if that is known."""
+    named = zip(("random play", "a person"), reference_scores(), strict=True)
+    return {name: scores[game] for name, scores in named if game in scores}
+
+
+SUITE = Suite(
+    script="atari_small",
+    tasks=("Boxing", "KungFuMaster", "Krull"),
+    models=("STORM-small", "GITSTORM-small"),
+    seeds=lambda game: (0, 1) if game == "Boxing" else (0,),
+    environment="ALE/{}-v5".format,
+    step="agent_steps",
+    repeat=lambda environment, config: 1,
+    window=10_000,
+    episodes=20,
+    every_checkpoint=True,
+    published=ROOT / "results" / "published_atari.json",
+    levels=levels,
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the grid that the command line asks for."""
+    return run_grid(SUITE, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    run_cli(main)

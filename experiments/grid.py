@@ -1,0 +1,161 @@
+"""A grid of tasks, models and seeds: run, recorded and drawn beside published curves.
+
+Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
+them. Every finished run is recorded at once, in <out>/<task>.json, and drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configuration.loading import differences, load_config
+from configuration.schema import Config
+from experiments.curves_figure import draw
+from experiments.training import (
+    AT_A_TIME,
+    ROOT,
+    cpu_hours,
+    evaluate,
+    experiment_facts,
+    experiment_parser,
+    run_facts,
+    saved_steps,
+    train,
+    training_returns,
+)
+from utils import OneLineParser, write_atomically
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the runs of a grid have in common, and its defaults."""
+
+    script: str  # experiments/<script>.py records in results/<script>/
+    tasks: Sequence[str]
+    models: Sequence[str]  # configs
+    seeds: Callable[[str], Sequence[int]]  # of a task
+    environment: Callable[[str], str]  # Gymnasium's id of a task
+    step: str  # what curves count: steps of the simulator, or of the agent
+    repeat: Callable[[str, Config], int]  # such steps in a step of the agent
+    window: int  # of them, the last ones, that the training return is averaged over
+    episodes: int  # of an evaluation
+    every_checkpoint: bool  # is evaluated, or the last one only
+    published: Path | None = None  # curves to draw beside, as in results/published_control.json
+    levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
+    variants: dict[str, list[str]] = field(default_factory=dict)  # settings by name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a grid; `variant` names its settings if they are not those of the config."""
+
+    task: str
+    model: str
+    variant: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Config and variant."""
+        return f"{self.model} {self.variant}".strip()
+
+    @property
+    def name(self) -> str:
+        """Its name among all runs."""
+        return f"{self.task}-{self.label.replace(' ', '-')}-seed_{self.seed}"
+
+
+def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder: Path) -> dict[str, Any]:
+    """Train one run, or go on with it; evaluate its checkpoints; return its row."""
+    environment = suite.environment(run.task)
+    settings = [f"BasicSettings.env_name={environment}", f"BasicSettings.Seed={run.seed}", *overrides]
+    train(run.name, run.model, settings, folder)
+    config = load_config([f"BasicSettings.config_path={ROOT / 'config_files' / run.model}.yaml", *settings])
+    repeat = suite.repeat(environment, config)
+    returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
+    saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
+    evaluated = [(step * repeat, evaluate(run.name, step, episodes, folder)) for step in saved]
+    facts = run_facts(run.name, folder)
+    last = facts["trained_steps"] * repeat
+    late = [value for at, value in returns if at > last - suite.window]
+    row = {
+        "model": run.label,
+        "seed": run.seed,
+        "settings": overrides,
+        suite.step: last,
+        "final_training_return": statistics.fmean(late) if late else None,
+        "evaluation_returns": evaluated[-1][1],
+        **({"evaluations": evaluated} if suite.every_checkpoint else {}),
+        "changed": {key: value for key, _, value in differences(Config(), config)},
+        "cpu_hours": cpu_hours(run.name, folder),
+        "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),
+        **facts,
+        "training_returns": returns,
+    }
+    mean = statistics.fmean(row["evaluation_returns"])
+    print(f"{run.name}: evaluated {mean:.4g} after {facts['training_minutes']:.0f} minutes", flush=True)
+    return row
+
+
+def record(path: Path, row: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Put a run's row into the record of its task, in place of an earlier one of the same run."""
+    kept = json.loads(path.read_text())["runs"] if path.is_file() else []
+    runs = {(each["model"], each["seed"]): each for each in [*kept, row]}
+    content = json.dumps({**facts, "runs": [runs[key] for key in sorted(runs)]}, indent=1)
+    write_atomically(path, lambda file: file.write(content.encode()))
+
+
+def grid_parser(suite: Suite, description: str) -> OneLineParser:
+    """Return the parser of a grid's command line."""
+    parser = experiment_parser(suite.script, description)
+    parser.set_defaults(out=ROOT / "results" / suite.script)
+    parser.add_argument("overrides", nargs="*", help="settings besides, as Section.Key=value")
+    tasks, models = (f"default {' '.join(names)}" for names in (suite.tasks, suite.models))
+    parser.add_argument("--tasks", nargs="+", default=suite.tasks, help=tasks)
+    parser.add_argument("--models", nargs="+", default=suite.models, help=f"configs, {models}")
+    seeds = ", ".join(f"{' '.join(map(str, suite.seeds(task)))} of {task}" for task in suite.tasks)
+    parser.add_argument("--seeds", type=int, nargs="+", help=f"default {seeds}")
+    parser.add_argument("--variant", default="", help="what runs with these settings are called")
+    episodes = f"of an evaluation, default {suite.episodes}"
+    parser.add_argument("--episodes", type=int, default=suite.episodes, help=episodes)
+    return parser
+
+
+def cells(suite: Suite, options: argparse.Namespace) -> list[Run]:
+    """Return the runs of a grid; the first seed of every task and model comes first."""
+    runs = [
+        Run(task, model, variant, seed)
+        for task in options.tasks
+        for seed in options.seeds or suite.seeds(task)
+        for model in options.models
+        for variant in suite.variants or [options.variant]
+    ]
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
+    """Run the grid that a command line asks for."""
+    options = grid_parser(suite, description).parse_args(arguments)
+    facts, recording = experiment_facts(f"{suite.script}.py", arguments), threading.Lock()
+    facts |= {"window": suite.window, "step": suite.step}
+
+    def finish(run: Run) -> None:
+        overrides = [*suite.variants.get(run.variant, []), *options.overrides]
+        row = measure(suite, run, overrides, options.episodes, Path.cwd())
+        with recording:
+            of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
+            record(options.out / f"{run.task}.json", row, of_task)
+            draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        list(pool.map(finish, cells(suite, options)))
+    print(f"wrote {options.out}")
+    return 0

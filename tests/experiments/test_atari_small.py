@@ -1,0 +1,63 @@
+"""experiments/atari_small.py: a small grid, and what is drawn of the one that it makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import SMALL, STEPS
+
+from experiments import atari_small
+from experiments.curves_figure import draw
+from experiments.grid import Run, cells, grid_parser
+
+GAMES = ("Boxing", "Breakout", "KungFuMaster", "Krull", "MsPacman", "Pong", "RoadRunner")
+
+
+def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--tasks", "KungFuMaster", "--models", "GITSTORM-small", "--variant", "short"]
+    arguments += ["--episodes", "2", "--out", "records", *SMALL, "JointTrainAgent.SaveEverySteps=60"]
+    for _ in range(2):  # the second time from what is there
+        assert atari_small.main(arguments) == 0
+    record = json.loads(Path("records/KungFuMaster.json").read_text())
+    (run,) = record["runs"]
+    assert (record["task"], run["model"], run["seed"]) == ("KungFuMaster", "GITSTORM-small short", 0)
+    assert record["levels"] == {"random play": 258.5, "a person": 22736.3}
+    assert run["agent_steps"] == run["trained_steps"] == STEPS and len(run["evaluation_returns"]) == 2
+    assert [step for step, _ in run["evaluations"]] == [60, STEPS]
+    assert all(len(returns) == 2 for _, returns in run["evaluations"])
+    assert run["cpu_hours"] >= 0 and run["changed"]["BasicSettings.ImageSize"] == 16
+    assert (tmp_path / "records" / "atari_small.png").stat().st_size > 10_000
+
+
+def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--tasks", "KungFuMaster", "--models", "STORM-small", "--out", "records"]
+    with pytest.raises(RuntimeError, match="KungFuMaster-STORM-small-seed_0 ended with code 2"):
+        atari_small.main([*arguments, "Models.WorldModel.NumClasses=1"])
+
+
+def test_the_grid_is_three_games_and_a_second_seed_of_boxing() -> None:
+    runs = cells(atari_small.SUITE, grid_parser(atari_small.SUITE, "").parse_args([]))
+    expected = [(game, 0) for game in ("Boxing", "KungFuMaster", "Krull")] + [("Boxing", 1)]
+    models = ("STORM-small", "GITSTORM-small")
+    assert runs == [Run(game, model, "", seed) for game, seed in expected for model in models]
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_every_game_of_the_plan_has_published_curves(game: str) -> None:
+    published = json.loads(atari_small.SUITE.published.read_text())
+    assert published["steps"][-1] == 100_000
+    for seeds in (published["methods"][name][game] for name in ("DreamerV3", "PPO")):
+        assert len(seeds) == 5 and {len(curve) for curve in seeds.values()} == {len(published["steps"])}
+
+
+def test_levels_and_evaluations_are_drawn(tmp_path: Path) -> None:
+    run = {"model": "STORM-small", "seed": 0, "agent_steps": 100_000}
+    run |= {"training_returns": [(10_000, -2), (90_000, 40)], "evaluations": [(100_000, [50, 60])]}
+    record = {"task": "Boxing", "step": "agent_steps", "levels": atari_small.levels("Boxing"), "runs": [run]}
+    (tmp_path / "Boxing.json").write_text(json.dumps(record))
+    draw([tmp_path / "Boxing.json"], atari_small.SUITE.published, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 20_000
