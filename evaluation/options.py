@@ -49,8 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("plans", "sampling plans of -video, as 1/1/1,4/4/1 (default: the run's)", default="")
     option("beside", "further runs of -video, with commas between", default="")
     option("fvd_network", "TorchScript I3D of -video, for FVD", type=Path)
-    frechet = "Fréchet distance of frames in -video, by EfficientNet-Lite0 (not FVD)"
-    option("frame_features", frechet, action="store_true")
+    option("frame_features", "Fréchet distance of -video by EfficientNet-Lite0, not FVD", action="store_true")
     option("lpips_network", "TorchScript LPIPS of -video", type=Path)
     option("device", "device (default: the run's BasicSettings.device)")
     meaning = "other settings of Environment, Evaluation or VideoPrediction"

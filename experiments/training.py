@@ -27,14 +27,11 @@ AT_A_TIME = 2  # runs side by side, on one thread each
 
 
 def side_by_side(
-    measure: Callable[[str, int], dict[str, Any]],
-    presets: Iterable[str],
-    seeds: Iterable[int],
-    at_a_time: int = AT_A_TIME,
+    measure: Callable[[str, int], dict[str, Any]], presets: Iterable[str], seeds: Iterable[int]
 ) -> list[dict[str, Any]]:
-    """What `measure` says of every preset with every seed, the first seed first."""
+    """What `measure` says of every preset with every seed, two at a time, the first seed first."""
     pairs = [(preset, seed) for seed in seeds for preset in presets]
-    with ThreadPoolExecutor(at_a_time) as pool:
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
         return list(pool.map(lambda pair: measure(*pair), pairs))
 
 

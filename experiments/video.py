@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,7 @@ from evaluation.video_prediction import Judgement
 from evaluation.video_report import FRAME_FRECHET, judge_runs, strip
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
-from experiments.training import (
-    AT_A_TIME,
-    experiment_parser,
-    run_facts,
-    side_by_side,
-    start_training,
-    write_record,
-)
+from experiments.training import AT_A_TIME, experiment_parser, run_facts, start_training, write_record
 from utils import run_cli
 
 PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
@@ -166,9 +160,8 @@ def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> Non
     record_clips(data)
     runs, judgements, out = [], [], options.out
     for seed in options.seeds:
-        runs += side_by_side(
-            lambda model, seed: train(data, model, seed, options.steps), MODELS, [seed], options.at_a_time
-        )
+        with ThreadPoolExecutor(options.at_a_time) as pool:
+            runs += pool.map(lambda model, seed=seed: train(data, model, seed, options.steps), MODELS)
         result, found = judge(data, seed)
         judgements.append(result)
         summary = summarise(judgements)
@@ -189,7 +182,8 @@ def main(arguments: list[str]) -> None:
     parser = experiment_parser("video", __doc__, seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
-    parser.add_argument("--at-a-time", type=int, default=AT_A_TIME, help=f"runs (default {AT_A_TIME})")
+    together = {"type": int, "default": AT_A_TIME, "choices": range(1, 17), "metavar": "N"}
+    parser.add_argument("--at-a-time", **together, help=f"runs, 1 to 16 (default {AT_A_TIME})")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for data in options.data:
