@@ -110,6 +110,7 @@ class JointTrainAgent:
     ImagineContextLength: int = fixed(8, "real steps before imagination starts", WIDTH)
     ImagineBatchLength: int = fixed(16, "imagination horizon", WIDTH, "H")
     ActingContextLength: int = fixed(16, "real steps the policy remembers when acting", WIDTH)
+    ActBlindly: bool = fixed(False, "choose actions on a prior sample, without the present frame")
     TrainDynamicsEverySteps: int = fixed(1, "environment steps per world-model update", STEPS)
     TrainAgentEverySteps: int = fixed(1, "environment steps per agent update", STEPS)
     UseDemonstration: bool = fixed(False, "mix demonstrations into both updates")

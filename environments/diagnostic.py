@@ -5,6 +5,8 @@ Importing this module registers them with Gymnasium:
 - `Diagnostic/Catch-v0`: bsuite's Catch (Osband et al. 2020, arXiv 1908.03568). A ball falls
   through a board of 10 rows and 5 columns; a paddle at the bottom moves left, stays or moves
   right; the ninth step ends the episode with reward +1 if the ball is caught, else -1.
+- `Diagnostic/WindyCatch-v0`: the same, but at every step except the last the wind moves the ball
+  sideways half of the time: whoever sees the present frame catches every ball, others half of them.
 - `Diagnostic/Digits-v0`: two handwritten digits that bounce (`environments.digits`).
 - `Diagnostic/Reach-v0`: a hand is moved to a target in the plane; continuous actions, seen as a
   vector or, drawn, as a picture. With `steps=1` a bandit: the action itself is where to point.
@@ -39,16 +41,17 @@ class Catch(gymnasium.Env):
 
     Args:
         image_size: side of the square picture in pixels, at least 10.
+        wind: probability that the ball moves by a column as it falls by a row, but into the last.
         render_mode: None or "rgb_array".
     """
 
     metadata = METADATA
     action_space = spaces.Discrete(3)
 
-    def __init__(self, image_size: int = 64, render_mode: str | None = None) -> None:
+    def __init__(self, image_size: int = 64, wind: float = 0.0, render_mode: str | None = None) -> None:
         if image_size < CATCH_ROWS:
             raise ValueError(f"image_size must be at least {CATCH_ROWS}, found {image_size}")
-        self.render_mode = render_mode
+        self.render_mode, self.wind = render_mode, wind
         self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self._row_edges = np.arange(CATCH_ROWS + 1) * image_size // CATCH_ROWS
         self._column_edges = np.arange(CATCH_COLUMNS + 1) * image_size // CATCH_COLUMNS
@@ -66,6 +69,9 @@ class Catch(gymnasium.Env):
         self.paddle_column = min(max(self.paddle_column + int(action) - 1, 0), CATCH_COLUMNS - 1)
         self.ball_row += 1
         landed = self.ball_row == CATCH_ROWS - 1
+        if self.wind and not landed and self.np_random.random() < self.wind:
+            column = self.ball_column + self.np_random.choice([-1, 1])
+            self.ball_column = int(np.clip(column, 0, CATCH_COLUMNS - 1))
         reward = (1.0 if self.ball_column == self.paddle_column else -1.0) if landed else 0.0
         return self.render(), reward, landed, False, {}
 
@@ -227,6 +233,9 @@ def is_consistent(frames: np.ndarray) -> np.ndarray:
 
 
 gymnasium.register("Diagnostic/Catch-v0", entry_point="environments.diagnostic:Catch")
+gymnasium.register(
+    "Diagnostic/WindyCatch-v0", entry_point="environments.diagnostic:Catch", kwargs={"wind": 0.5}
+)
 gymnasium.register("Diagnostic/Digits-v0", entry_point="environments.digits:Digits")
 gymnasium.register("Diagnostic/Reach-v0", entry_point="environments.diagnostic:Reach")
 gymnasium.register("Diagnostic/Twins-v0", entry_point="environments.diagnostic:Twins")

@@ -45,7 +45,7 @@ class EvaluationPolicy(Policy):
             config.JointTrainAgent.ActingContextLength,
             RandomStreams(derive_seed(seed, "evaluation"), execution.device),
             greedy=greedy,
-            blind=original or config.BasicSettings.ReleaseQuirks,
+            blind=original or config.JointTrainAgent.ActBlindly or config.BasicSettings.ReleaseQuirks,
             fixed_weights=True,
         )
         self.config, self.seed = config, seed

@@ -31,7 +31,7 @@ def levels(game: str) -> dict[str, float]:
 SUITE = Suite(
     script="atari_small",
     tasks=("Boxing", "KungFuMaster", "Krull"),
-    models=("STORM-small", "GITSTORM-small"),
+    models=lambda game: ("STORM-small", "GITSTORM-small"),
     seeds=lambda game: (0, 1) if game == "Boxing" else (0,),
     environment="ALE/{}-v5".format,
     step="agent_steps",

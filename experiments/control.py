@@ -28,7 +28,7 @@ def environment_of(task: str) -> str:
 SUITE = Suite(
     script="control",
     tasks=("cartpole-balance", "reacher-easy", "walker-stand", "cartpole-swingup"),
-    models=("STORM-control", "GITSTORM-control"),
+    models=lambda task: ("STORM-control", "GITSTORM-control"),
     seeds=lambda task: (0, 1),
     environment=environment_of,
     step="simulator_steps",

@@ -40,7 +40,7 @@ class Suite:
 
     script: str  # experiments/<script>.py records in results/<script>/
     tasks: Sequence[str]
-    models: Sequence[str]  # configs
+    models: Callable[[str], Sequence[str]]  # configs that a task is learned with
     seeds: Callable[[str], Sequence[int]]  # of a task
     environment: Callable[[str], str]  # Gymnasium's id of a task
     step: str  # what curves count: steps of the simulator, or of the agent
@@ -50,6 +50,7 @@ class Suite:
     every_checkpoint: bool  # is evaluated, or the last one only
     published: Path | None = None  # curves to draw beside, as in results/published_control.json
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
+    compare: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda runs: {}  # of all runs of a task
     variants: dict[str, list[str]] = field(default_factory=dict)  # settings by name
 
 
@@ -105,11 +106,12 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
     return row
 
 
-def record(path: Path, row: dict[str, Any], facts: dict[str, Any]) -> None:
+def record(suite: Suite, path: Path, row: dict[str, Any], facts: dict[str, Any]) -> None:
     """Put a run's row into the record of its task, in place of an earlier one of the same run."""
     kept = json.loads(path.read_text())["runs"] if path.is_file() else []
     runs = {(each["model"], each["seed"]): each for each in [*kept, row]}
-    content = json.dumps({**facts, "runs": [runs[key] for key in sorted(runs)]}, indent=1)
+    rows = [runs[key] for key in sorted(runs)]
+    content = json.dumps({**facts, **suite.compare(rows), "runs": rows}, indent=1)
     write_atomically(path, lambda file: file.write(content.encode()))
 
 
@@ -118,11 +120,11 @@ def grid_parser(suite: Suite, description: str) -> OneLineParser:
     parser = experiment_parser(suite.script, description)
     parser.set_defaults(out=ROOT / "results" / suite.script)
     parser.add_argument("overrides", nargs="*", help="settings besides, as Section.Key=value")
-    tasks, models = (f"default {' '.join(names)}" for names in (suite.tasks, suite.models))
-    parser.add_argument("--tasks", nargs="+", default=suite.tasks, help=tasks)
-    parser.add_argument("--models", nargs="+", default=suite.models, help=f"configs, {models}")
-    seeds = ", ".join(f"{' '.join(map(str, suite.seeds(task)))} of {task}" for task in suite.tasks)
-    parser.add_argument("--seeds", type=int, nargs="+", help=f"default {seeds}")
+    parser.add_argument("--tasks", nargs="+", default=suite.tasks, help=f"default {' '.join(suite.tasks)}")
+    for name, of in (("models", suite.models), ("seeds", suite.seeds)):
+        defaults = ", ".join(f"{' '.join(map(str, of(task)))} of {task}" for task in suite.tasks)
+        kind = type(of(suite.tasks[0])[0])
+        parser.add_argument(f"--{name}", type=kind, nargs="+", help=f"default {defaults}")
     parser.add_argument("--variant", default="", help="what runs with these settings are called")
     episodes = f"of an evaluation, default {suite.episodes}"
     parser.add_argument("--episodes", type=int, default=suite.episodes, help=episodes)
@@ -135,7 +137,7 @@ def cells(suite: Suite, options: argparse.Namespace) -> list[Run]:
         Run(task, model, variant, seed)
         for task in options.tasks
         for seed in options.seeds or suite.seeds(task)
-        for model in options.models
+        for model in options.models or suite.models(task)
         for variant in suite.variants or [options.variant]
     ]
     return sorted(runs, key=lambda run: run.seed)
@@ -152,7 +154,7 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
         row = measure(suite, run, overrides, options.episodes, Path.cwd())
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
-            record(options.out / f"{run.task}.json", row, of_task)
+            record(suite, options.out / f"{run.task}.json", row, of_task)
             draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:

@@ -145,6 +145,7 @@ PROBES = {
     "JointTrainAgent.ImagineContextLength": Probe(5, {"contexts", "videos"}),
     "JointTrainAgent.ImagineBatchLength": Probe(4, {"horizon", "videos"} | DRAWS),
     "JointTrainAgent.ActingContextLength": Probe(5, {"acting", "acting context"}),
+    "JointTrainAgent.ActBlindly": Probe(True, {"acting"}),
     "JointTrainAgent.TrainDynamicsEverySteps": Probe(3, {"batches"}),
     "JointTrainAgent.TrainAgentEverySteps": Probe(4, {"contexts"}),
     "JointTrainAgent.UseDemonstration": Probe(True, {"batches", "contexts"}),

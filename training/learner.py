@@ -109,6 +109,6 @@ def make_policy(config: Config, learner: Learner, execution: Execution, streams:
         config.JointTrainAgent.NumEnvs,
         config.JointTrainAgent.ActingContextLength,
         streams,
-        blind=config.BasicSettings.ReleaseQuirks,
+        blind=config.JointTrainAgent.ActBlindly or config.BasicSettings.ReleaseQuirks,
     )
     return policy.prepare(execution)

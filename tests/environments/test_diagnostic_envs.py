@@ -28,9 +28,11 @@ def play_catch(env: gymnasium.Env, policy: str, episodes: int) -> list[float]:
     rng, returns = np.random.default_rng(0), []
     picture, _ = env.reset(seed=0)
     for _ in range(episodes):
-        rewards, ended = [], False
+        rewards, ended, seen = [], False, {"blind": picture}
         while not ended:
-            action = follow(picture) if policy == "best" else rng.integers(3)
+            seen |= {"best": picture}
+            action = rng.integers(3) if policy == "random" else follow(seen[policy])
+            seen |= {"blind": picture}
             picture, reward, ended, _, _ = env.step(action)
             rewards.append(reward)
         assert len(rewards) == 9 and not any(rewards[:-1]) and abs(rewards[-1]) == 1
@@ -51,8 +53,21 @@ def test_random_play_catches_one_in_five() -> None:
     assert np.mean(returns) == pytest.approx(-0.6, abs=0.07)  # a standard error is 0.02
 
 
+def test_in_the_wind_one_must_see_the_present_frame() -> None:
+    env = gymnasium.make("Diagnostic/WindyCatch-v0")
+    assert play_catch(env, "best", 100) == [1.0] * 100
+    assert np.mean(play_catch(env, "blind", 500)) < 0.3  # who acts on the frame before
+
+
 @pytest.mark.parametrize(
-    "name", ["Diagnostic/Catch-v0", "Diagnostic/Reach-v0", "Diagnostic/Twins-v0", "Diagnostic/Digits-v0"]
+    "name",
+    [
+        "Diagnostic/Catch-v0",
+        "Diagnostic/WindyCatch-v0",
+        "Diagnostic/Reach-v0",
+        "Diagnostic/Twins-v0",
+        "Diagnostic/Digits-v0",
+    ],
 )
 def test_gymnasiums_own_checker_is_content(name: str) -> None:
     check_env(gymnasium.make(name).unwrapped, skip_render_check=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compute.execution import Execution
 from configuration.schema import Config
+from evaluation.policies import EvaluationPolicy
 from sub_models.batch import Batch
 from training.learner import Learner, make_policy
 from utils import UserError
@@ -193,13 +194,17 @@ def test_checkpoint_names_are_those_of_the_modules() -> None:
         assert names.keys() == getattr(small_learner(), part).state_dict().keys()
 
 
-@pytest.mark.parametrize("quirks", [False, True])
-def test_release_quirks_reach_policy_and_returns(quirks: bool) -> None:
+@pytest.mark.parametrize(("quirks", "blind"), [(False, False), (True, False), (False, True)])
+def test_release_quirks_reach_policies_and_returns(quirks: bool, blind: bool) -> None:
     config = small_config()
-    config.BasicSettings.ReleaseQuirks = quirks
-    learner = small_learner(config)
-    policy = make_policy(config, learner, Execution(config.BasicSettings, CPU), learner.streams)
-    assert policy.blind == quirks
+    config.BasicSettings.ReleaseQuirks, config.JointTrainAgent.ActBlindly = quirks, blind
+    learner, execution = small_learner(config), Execution(config.BasicSettings, CPU)
+    models = (learner.world_model, learner.agent, False)
+    for policy in (
+        make_policy(config, learner, execution, learner.streams),
+        EvaluationPolicy(config, models, 1, execution, 0, greedy=False),
+    ):
+        assert policy.blind == (quirks or blind)
     assert learner.agent.bootstrap_shift == (0 if quirks else 1)
 
 

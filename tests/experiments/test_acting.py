@@ -1,0 +1,42 @@
+"""experiments/acting.py: the sides differ in how they act alone, and are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import acting, grid
+
+
+def test_both_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained: list[list[str]] = []
+    returns = iter(([1.0, 3.0], [0.0, 0.0], [4.0, 4.0], [1.0, 1.0]))
+    known = {"trained_steps": 3_000, "training_minutes": 3.0, "commit": "abc"}
+    monkeypatch.setattr(grid, "AT_A_TIME", 1)
+    monkeypatch.setattr(grid, "train", lambda name, config, settings, folder: trained.append(settings))
+    monkeypatch.setattr(grid, "training_returns", lambda *_: [(1_000, -1.0), (2_900, 1.0)])
+    monkeypatch.setattr(grid, "saved_steps", lambda *_: [3_000])
+    monkeypatch.setattr(grid, "evaluate", lambda *_: next(returns))
+    monkeypatch.setattr(grid, "run_facts", lambda *_: known)
+    monkeypatch.setattr(grid, "cpu_hours", lambda *_: 0.1)
+    assert acting.main(["--tasks", "WindyCatch", "--seeds", "0", "1", "--out", "records"]) == 0
+    seeing, blind, *_ = (set(settings) for settings in trained)
+    assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
+    record: dict[str, Any] = json.loads(Path("records/WindyCatch.json").read_text())
+    assert record["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
+    assert record["blind"] == {"mean": 0.5, "seeds": [0.0, 1.0]}
+    low, high = record["interval"]
+    assert record["difference"] == 2.5 and low < 2.5 < high
+    assert [run["model"] for run in record["runs"]] == ["STORM-catch blind"] * 2 + ["STORM-catch seeing"] * 2
+    assert Path("records/acting.png").stat().st_size > 10_000
+
+
+def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
+    runs = grid.cells(acting.SUITE, grid.grid_parser(acting.SUITE, "").parse_args([]))
+    for task, model in (("WindyCatch", "STORM-catch"), ("Seaquest", "STORM-tiny")):
+        for side in ("seeing", "blind"):
+            assert sum((run.task, run.model, run.variant) == (task, model, side) for run in runs) == 8
