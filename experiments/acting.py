@@ -24,7 +24,7 @@ BLIND, SEEING = "blind", "seeing"
 WINDY = "WindyCatch"  # Diagnostic/WindyCatch-v0; other tasks are Atari's games
 
 
-def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the sides of a task score, seed by seed, and their difference."""
     sides = {
         side: [statistics.fmean(run["evaluation_returns"]) for run in runs if run["model"].endswith(side)]

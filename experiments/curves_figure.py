@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.figures import running_mean, save
+from experiments.figures import colours_of, running_mean, save
+from experiments.training import interval
 
-COLOURS = {"STORM": "#0072B2", "GITSTORM": "#D55E00"}  # Okabe and Ito (2008)
-VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other settings
 LEVELS = {"random play": ":", "a person": "-."}
 OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
 AVERAGED = 5  # training episodes in a point of our curves
@@ -29,7 +28,7 @@ def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     others = json.loads(published.read_text()) if published else {"steps": [], "methods": {}}
     columns = min(COLUMNS, len(records))
     rows = math.ceil(len(records) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 3.4 * columns), 2.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, source in zip(panels, records, strict=False):
         draw_task(axes, json.loads(source.read_text()), others)
@@ -57,21 +56,20 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         table, shown = table[:, known], steps[known]
         axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
-    labels = sorted({run["model"] for run in record["runs"]})
-    plain = {label: COLOURS[label.split("-")[0]] for label in labels if " " not in label}
-    colours = plain | dict(zip([label for label in labels if " " in label], VARIANTS, strict=False))
+    colours = colours_of(run["model"] for run in record["runs"])
     for run in record["runs"]:
         at, values = zip(*run["training_returns"], strict=True)
         at, values = running_mean(at, values, AVERAGED)
         axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
-        means = [(at, statistics.fmean(values)) for at, values in run.get("evaluations", [])]
-        if means:
-            axes.plot(*zip(*means, strict=True), "o", color=colours[run["model"]], ms=3)
+        for at, values in run.get("evaluations", []):
+            low, high = interval(values)
+            axes.plot([at, at], [low, high], color=colours[run["model"]], lw=1)
+            axes.plot(at, statistics.fmean(values), "o", color=colours[run["model"]], ms=3)
     for name, level in record.get("levels", {}).items():
         axes.axhline(level, color="#6B7280", lw=1, ls=LEVELS[name], label=name)
     axes.set_title(record["task"], fontsize="medium")
     axes.set(xlabel=step.replace("_", " "), ylabel="training return")
-    axes.set_xlim(0, end)
+    axes.set_xlim(0, 1.02 * end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:
         axes.set_ylim(bottom=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 
 from utils import write_atomically
 
-SMOOTHED = 3  # training episodes averaged in a curve
-COLOURS = ("#0072B2", "#D55E00")  # Okabe and Ito (2008)
-RANDOM = "#6B7280"
+COLOURS = {"STORM": "#0072B2", "GITSTORM": "#D55E00"}  # Okabe and Ito (2008)
+VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other settings
 DOTS_PER_INCH = 160
 HEALTH = {  # tag → title of its panel
     "WorldModel/reconstruction_loss": "reconstruction, squared error",
@@ -39,34 +38,33 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH))
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Write the figure of a result, as the experiment writes it in JSON."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    curves, final = figure.subplots(1, 2, width_ratios=[2, 1])
-    presets = list(dict.fromkeys(row["preset"] for row in record["runs"]))
-    colours = dict(zip(presets, COLOURS, strict=False))
-    draw_curves(curves, record, colours)
-    draw_evaluations(final, record, colours)
-    for axes in (curves, final):
-        axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
-    save(figure, path)
-
-
 def draw_health(record: dict[str, Any], path: Path) -> None:
-    """Write the figure of the health curves of one run of each preset."""
+    """Write the figure of the health curves of a record's first seed, of every model that has any."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(2, len(HEALTH) // 2, sharex=True).flat
+    first = min(run["seed"] for run in record["runs"])
+    runs = [run for run in record["runs"] if run["seed"] == first and run.get("health", {}).get("step")]
+    if not runs:
+        return
+    colours = colours_of(run["model"] for run in runs)
     for axes, (tag, title) in zip(panels, HEALTH.items(), strict=True):
-        for (preset, curves), colour in zip(record["health"].items(), COLOURS, strict=True):
-            steps, values = running_mean(curves["step"], curves[tag], AVERAGED)
-            axes.plot(steps, values, color=colour, label=preset)
+        for run in runs:
+            steps, values = running_mean(run["health"]["step"], run["health"][tag], AVERAGED)
+            axes.plot(steps, values, color=colours[run["model"]], label=run["model"])
         axes.set_title(title, fontsize="medium")
     panels = figure.axes
     panels[0].set_yscale("log")
     panels[0].legend(frameon=False)
     for axes in panels[-3:]:
-        axes.set_xlabel("environment steps")
+        axes.set_xlabel("agent steps")
     save(figure, path)
+
+
+def colours_of(models: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each model, a config's name, or that of a variant after it."""
+    labels = sorted(set(models))
+    plain = {label: COLOURS[label.split("-")[0]] for label in labels if " " not in label}
+    return plain | dict(zip([label for label in labels if " " in label], VARIANTS, strict=False))
 
 
 def running_mean(
@@ -75,35 +73,6 @@ def running_mean(
     """Means of `length` values in a row, each at the last one's step."""
     length = min(length, len(values))
     return np.asarray(steps)[length - 1 :], np.convolve(values, np.full(length, 1 / length), mode="valid")
-
-
-def draw_curves(axes: Axes, record: dict[str, Any], colours: dict[str, str]) -> None:
-    """One line per run: the running mean of its training returns; dots are evaluated checkpoints."""
-    for row in record["runs"]:
-        steps, smooth = running_mean(*zip(*row["training_returns"], strict=True), SMOOTHED)
-        label = row["preset"] if row["seed"] == record["runs"][0]["seed"] else None
-        axes.plot(steps, smooth, color=colours[row["preset"]], label=label)
-        evaluations = [(point["step"], point["mean_return"]) for point in row["evaluations"]]
-        axes.plot(*zip(*evaluations, strict=True), "o", color=colours[row["preset"]], alpha=0.6)
-    axes.axhline(record["random"]["mean_return"], color=RANDOM, linestyle="--", label="random play")
-    axes.set(
-        xlabel="environment steps",
-        ylabel=f"return: mean of {SMOOTHED} training episodes;\ndots: of evaluated checkpoints",
-    )
-    axes.set_title(record["game"])
-    axes.legend(frameon=False)
-
-
-def draw_evaluations(axes: Axes, record: dict[str, Any], colours: dict[str, str]) -> None:
-    """The evaluations' means with their intervals, beside that of random play."""
-    rows = [("random", record["random"], RANDOM)]
-    rows += [(f"seed {row['seed']}", row, colours[row["preset"]]) for row in record["runs"]]
-    for place, (_, row, colour) in enumerate(rows):
-        low, high = row["interval"]
-        axes.plot([place, place], [low, high], color=colour, linewidth=2)
-        axes.plot(place, row["mean_return"], "o", color=colour)
-    axes.set_xticks(range(len(rows)), [name for name, _, _ in rows], rotation=60, ha="right")
-    axes.set(ylabel="evaluation: mean and 95 % interval")
 
 
 def draw_priors(record: dict[str, Any], frames: dict[str, np.ndarray], path: Path) -> None:

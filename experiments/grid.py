@@ -19,6 +19,7 @@ from typing import Any
 from configuration.loading import differences, load_config
 from configuration.schema import Config
 from experiments.curves_figure import draw
+from experiments.figures import HEALTH, draw_health
 from experiments.training import (
     AT_A_TIME,
     ROOT,
@@ -29,6 +30,7 @@ from experiments.training import (
     run_facts,
     saved_steps,
     train,
+    training_curves,
     training_returns,
 )
 from utils import OneLineParser, write_atomically
@@ -48,9 +50,9 @@ class Suite:
     window: int  # of them, the last ones, that the training return is averaged over
     episodes: int  # of an evaluation
     every_checkpoint: bool  # is evaluated, or the last one only
-    published: Path | None = None  # curves to draw beside, as in results/published_control.json
+    published: Path | None = None  # curves beside which all tasks are drawn; None: each has its figure
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
-    compare: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda runs: {}  # of all runs of a task
+    compare: Callable[[str, list[dict[str, Any]]], dict[str, Any]] = lambda task, runs: {}
     variants: dict[str, list[str]] = field(default_factory=dict)  # settings by name
 
 
@@ -79,7 +81,7 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
     environment = suite.environment(run.task)
     settings = [f"BasicSettings.env_name={environment}", f"BasicSettings.Seed={run.seed}", *overrides]
     train(run.name, run.model, settings, folder)
-    config = load_config([f"BasicSettings.config_path={ROOT / 'config_files' / run.model}.yaml", *settings])
+    config = load_config([f"BasicSettings.config_path={run.model}", *settings])
     repeat = suite.repeat(environment, config)
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
     saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
@@ -100,6 +102,7 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),
         **facts,
         "training_returns": returns,
+        "health": training_curves(run.name, HEALTH, folder),
     }
     mean = statistics.fmean(row["evaluation_returns"])
     print(f"{run.name}: evaluated {mean:.4g} after {facts['training_minutes']:.0f} minutes", flush=True)
@@ -111,8 +114,9 @@ def record(suite: Suite, path: Path, row: dict[str, Any], facts: dict[str, Any])
     kept = json.loads(path.read_text())["runs"] if path.is_file() else []
     runs = {(each["model"], each["seed"]): each for each in [*kept, row]}
     rows = [runs[key] for key in sorted(runs)]
-    content = json.dumps({**facts, **suite.compare(rows), "runs": rows}, indent=1)
-    write_atomically(path, lambda file: file.write(content.encode()))
+    record = {**facts, **suite.compare(facts["task"], rows), "runs": rows}
+    write_atomically(path, json.dumps(record, indent=1))
+    draw_health(record, path.with_name(f"{path.stem}_health.png"))
 
 
 def grid_parser(suite: Suite, description: str) -> OneLineParser:
@@ -154,8 +158,12 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
         row = measure(suite, run, overrides, options.episodes, Path.cwd())
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
-            record(suite, options.out / f"{run.task}.json", row, of_task)
-            draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
+            path = options.out / f"{run.task}.json"
+            record(suite, path, row, of_task)
+            if suite.published is None:
+                draw([path], None, path.with_suffix(".png"))
+            else:
+                draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         list(pool.map(finish, cells(suite, options)))

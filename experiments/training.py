@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from run_files.directory import RunDirectory
@@ -23,16 +25,9 @@ from utils import OneLineParser, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
+CONFIDENCE = 0.95
+CURVE = 200  # points
 AT_A_TIME = 2  # runs side by side, on one thread each
-
-
-def side_by_side(
-    measure: Callable[[str, int], dict[str, Any]], presets: Iterable[str], seeds: Iterable[int]
-) -> list[dict[str, Any]]:
-    """What `measure` says of every preset with every seed, two at a time, the first seed first."""
-    pairs = [(preset, seed) for seed in seeds for preset in presets]
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        return list(pool.map(lambda pair: measure(*pair), pairs))
 
 
 def experiment_parser(script: str, description: str, seeds: list[int] | None = None) -> OneLineParser:
@@ -108,13 +103,20 @@ def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
     return [(step, value) for step, value in returns if value is not None]
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean (Student's t); of one value that value, twice."""
+    half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) if len(values) > 1 else 0.0
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
-    """Step and scalars of every logged update, by tag; beside the tags there is "step"."""
+    """Step and scalars of at most `CURVE` logged updates, by tag; beside the tags there is "step"."""
     tags = list(tags)
     records = read_metrics(RunDirectory(run_name, folder).metrics_file)
     logged = [record for record in records if tags[0] in record.values]
+    logged = logged[:: math.ceil(len(logged) / CURVE) or 1]
     return {"step": [record.step for record in logged]} | {
-        tag: [record.values[tag] for record in logged] for tag in tags
+        tag: [float(f"{record.values[tag]:.5g}") for record in logged] for tag in tags
     }
 
 

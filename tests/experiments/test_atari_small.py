@@ -29,7 +29,9 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert [step for step, _ in run["evaluations"]] == [60, STEPS]
     assert all(len(returns) == 2 for _, returns in run["evaluations"])
     assert run["cpu_hours"] >= 0 and run["changed"]["BasicSettings.ImageSize"] == 16
-    assert (tmp_path / "records" / "atari_small.png").stat().st_size > 10_000
+    assert len(run["health"]["ActorCritic/S"]) == len(run["health"]["step"]) > 1
+    for name in ("atari_small", "KungFuMaster_health"):
+        assert (tmp_path / "records" / f"{name}.png").stat().st_size > 10_000
 
 
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

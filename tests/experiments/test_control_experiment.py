@@ -25,6 +25,7 @@ def test_steps_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch, tmp_p
         "evaluate": [3.0, 5.0],
         "run_facts": {"trained_steps": 50_000, "training_minutes": 100.0},
         "cpu_hours": 1.5,
+        "training_curves": {"step": []},
     }
     for name, value in known.items():
         monkeypatch.setattr(grid, name, lambda *_, value=value: value)

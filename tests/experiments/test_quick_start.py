@@ -1,33 +1,46 @@
-"""experiments/quick_start.py: writes its record and both figures; no run is trained."""
+"""experiments/quick_start.py: what is its own of a grid; tests/experiments/test_atari_small.py runs one."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from configuration.loading import load_config
 from experiments import quick_start
+from experiments.curves_figure import draw
+from experiments.figures import draw_health
+from experiments.training import ROOT, interval
 
-RECORDED = json.loads((quick_start.ROOT / "results" / "quick_start" / "Seaquest.json").read_text())
+RECORDED = ROOT / "results" / "quick_start" / "Seaquest.json"
 
 
-def recorded_run(preset: str, seed: int, options: Namespace, folder: Path) -> dict[str, Any]:
-    return next(row for row in RECORDED["runs"] if (row["preset"], row["seed"]) == (preset, seed))
+@pytest.mark.parametrize("game", ["Catch", "Seaquest"])
+def test_a_game_is_learned_with_presets_that_fit_it(game: str) -> None:
+    for preset in quick_start.presets_of(game):
+        config = load_config([f"BasicSettings.config_path={preset}"])
+        assert config.JointTrainAgent.SampleMaxSteps <= 6_000
+    assert (config.BasicSettings.env_name == quick_start.environment_of(game)) == (game == "Catch")
 
 
-def test_what_was_measured_is_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    curves = {
-        quick_start.run_name("Seaquest", preset, 0): each for preset, each in RECORDED["health"].items()
-    }
-    monkeypatch.setattr(quick_start, "measure", recorded_run)
-    monkeypatch.setattr(quick_start, "play_randomly", lambda game, seed, episodes: RECORDED["random"])
-    monkeypatch.setattr(quick_start, "training_curves", lambda name, tags, folder: curves[name])
-    assert quick_start.main(["--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "Seaquest.json").read_text())
-    assert set(record) == set(RECORDED)
-    assert all(record[key] == RECORDED[key] for key in ("game", "random", "runs", "health"))
+def test_random_play_is_what_runs_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = quick_start.random_play("Catch")
+    assert len(random) == quick_start.EPISODES and set(random) <= {-1.0, 1.0}
+    assert quick_start.SUITE.levels("Catch") == {"random play": sum(random) / len(random)}
+    runs = [{"evaluation_returns": returns} for returns in ([1.0] * 20, list(random), [0.9, 1.0, 0.9])]
+    assert quick_start.compare("Catch", runs) == {"random_returns": random, "runs_above_random": 2}
+
+
+def test_an_interval_is_students() -> None:
+    low, high = interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)  # 4.3027 / sqrt(3)
+    assert interval([5.0]) == (5.0, 5.0)
+
+
+def test_what_was_recorded_is_drawn(tmp_path: Path) -> None:
+    draw([RECORDED], None, tmp_path / "curves.png")
+    draw_health(json.loads(RECORDED.read_text()), tmp_path / "health.png")
+    draw_health({"runs": [{"model": "STORM-tiny", "seed": 0, "health": {"step": []}}]}, tmp_path / "none.png")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["curves.png", "health.png"]
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
-    assert len(list(tmp_path.glob("*.png"))) == 2
