@@ -7,6 +7,8 @@ One line for each game, and the same curve again:
     python experiments/atari_small.py --tasks Krull
     python experiments/atari_small.py                                # all three
     python experiments/atari_small.py --tasks Pong --models GITSTORM-small --seeds 0 1 2
+    python experiments/atari_small.py --tasks Boxing --models GITSTORM-small --variant joint \\
+        Models.MaskGit.T_draft=4 Models.MaskGit.T_revise=4           # sampled 4/4/1
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations of all

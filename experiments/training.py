@@ -21,7 +21,7 @@ from run_files.directory import RunDirectory
 from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
-from utils import OneLineParser, write_atomically
+from utils import OneLineParser, UserError, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
@@ -88,7 +88,7 @@ def wait_for(process: subprocess.Popen[bytes], run_name: str, folder: Path) -> N
     with (folder / f"{run_name}.cpu").open("a") as file:
         file.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
     if process.returncode:
-        raise RuntimeError(f"{run_name} ended with code {process.returncode}; see {run_name}.log")
+        raise UserError(f"{run_name} ended with code {process.returncode}; see {run_name}.log")
 
 
 def cpu_hours(run_name: str, folder: Path) -> float:

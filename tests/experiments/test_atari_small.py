@@ -11,6 +11,7 @@ from tiny_runs import SMALL, STEPS
 from experiments import atari_small
 from experiments.curves_figure import draw
 from experiments.grid import Run, cells, grid_parser
+from utils import UserError
 
 GAMES = ("Boxing", "Breakout", "KungFuMaster", "Krull", "MsPacman", "Pong", "RoadRunner")
 
@@ -37,7 +38,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--tasks", "KungFuMaster", "--models", "STORM-small", "--out", "records"]
-    with pytest.raises(RuntimeError, match="KungFuMaster-STORM-small-seed_0 ended with code 2"):
+    with pytest.raises(UserError, match="KungFuMaster-STORM-small-seed_0 ended with code 2"):
         atari_small.main([*arguments, "Models.WorldModel.NumClasses=1"])
 
 
