@@ -179,8 +179,8 @@ def plot(result: dict[str, Any]) -> Figure:
 
 def strip(found: Judgement, context: int, windows: int) -> Figure:
     """Return pictures of windows that lie apart: the truth, below it each prediction, along time."""
-    count = len(found.truth)
-    chosen = np.linspace(0, count - 1, min(windows, count)).round().astype(int)  # neighbours overlap
+    windows = min(windows, len(found.truth))
+    chosen = ((np.arange(windows) + 0.5) * len(found.truth) / windows).astype(int)  # neighbours overlap
     truth = found.truth[chosen]
     horizon = truth.shape[1] - context
     before = list(range(max(0, context - SHOWN_CONTEXT), context))
