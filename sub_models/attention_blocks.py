@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from sub_models.fast_forms import attend, attend_by_products
-from sub_models.precision import products_are_faster
+from sub_models.fast_forms import attend, attend_to_cached
+
+ROOM_STEP = 16  # tokens: a softmax over a multiple of it fills the CPU's vectors
 
 
 class KeyValueCache:
     """Keys and values that one attention layer has seen, in memory that grows by half when it is full.
+
+    On a CPU they are kept in float32, in which products of single queries are faster than in bfloat16.
 
     Args:
         capacity: most tokens it can hold.
@@ -30,7 +32,7 @@ class KeyValueCache:
         assert end <= self.capacity, f"cache of {self.capacity} tokens cannot hold {end}"
         room = 0 if self.keys is None else self.keys.shape[2]
         if end > room:
-            room = min(end + end // 2, self.capacity)
+            room = -(-min(end + end // 2, self.capacity) // ROOM_STEP) * ROOM_STEP
             self.keys, self.values = self._move(self.keys, keys, room), self._move(self.values, values, room)
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
@@ -38,7 +40,8 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def _move(self, old: Tensor | None, like: Tensor, room: int) -> Tensor:
-        new = like.new_zeros((*like.shape[:2], room, like.shape[3]))
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+        new = like.new_zeros((*like.shape[:2], room, like.shape[3]), dtype=dtype)
         if old is not None:
             new[:, :, : self.length] = old[:, :, : self.length]
         return new
@@ -65,19 +68,16 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        time = x.shape[1]
-        query, key, value = rearrange(
-            self.query_key_value(x), "b t (part heads d) -> part b heads t d", part=3, heads=self.num_heads
-        )
+        parts = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, T, head_dim) each
+        dropout = self.attention_dropout if self.training else 0.0
         if cache is not None:
             key, value = cache.append(key, value)
-        dropout = self.attention_dropout if self.training else 0.0
-        if cache is not None and time == 1 and products_are_faster(query):
-            seen = torch.arange(cache.keys.shape[2], device=x.device) < cache.length
-            mixed = attend_by_products(query, cache.keys, cache.values, seen.unsqueeze(0), dropout)
+        if cache is not None and x.shape[1] == 1 and x.device.type == "cpu":
+            mixed = attend_to_cached(query, cache.keys, cache.values, cache.length, dropout)
         else:
-            mixed = attend(query, key, value, self.causal, dropout)
-        return self.output(rearrange(mixed, "b heads t d -> b t (heads d)"))
+            mixed = attend(query, key.to(query.dtype), value.to(query.dtype), self.causal, dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class CausalBlock(nn.Module):

@@ -91,11 +91,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: f
 def softmax(scores: Tensor) -> Tensor:
     """Return scores.softmax(-1).
 
-    On a CPU PyTorch takes rows that are shorter than a vector of 32 bfloat16 numbers one by one; as
-    float32 they fill one of 16.
+    On a CPU PyTorch takes what a row has beyond vectors of 32 bfloat16 numbers one by one; as float32
+    a vector holds 16.
     """
-    is_short = scores.dtype == torch.bfloat16 and scores.device.type == "cpu" and 16 <= scores.shape[-1] < 32
-    return scores.softmax(-1, dtype=torch.float32 if is_short else None).to(scores.dtype)
+    length = scores.shape[-1]
+    is_uneven = length >= 16 and length % 32 > 0
+    widen = is_uneven and scores.dtype == torch.bfloat16 and scores.device.type == "cpu"
+    return scores.softmax(-1, dtype=torch.float32 if widen else None).to(scores.dtype)
 
 
 def attend_by_products(
@@ -103,11 +105,10 @@ def attend_by_products(
 ) -> Tensor:
     """Return `scaled_dot_product_attention` as two products and a softmax, (B, heads, T, d) each.
 
-    On a CPU in bfloat16 PyTorch's own ways repack or scale all keys for few queries, which takes half
-    as long again and more, and its fused kernel is several times slower backwards (docs/performance.md).
+    On a CPU in bfloat16 PyTorch's fused kernel is several times slower backwards (docs/performance.md).
 
     Args:
-        visible: bool (queries or 1, keys), or None if all keys are.
+        visible: bool (queries, keys), or None if all keys are.
     """
     bias = query.new_zeros(() if visible is None else visible.shape)
     if visible is not None:
@@ -115,3 +116,16 @@ def attend_by_products(
     scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=query.shape[-1] ** -0.5)
     probabilities = F.dropout(softmax(scores), dropout)
     return torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])
+
+
+def attend_to_cached(query: Tensor, keys: Tensor, values: Tensor, used: int, dropout: float) -> Tensor:
+    """Return dropout(softmax(query·keysᵀ/√d))·values of one query and the first `used` keys, on a CPU.
+
+    query (B, heads, 1, d); keys, values float32 (B, heads, room, d), what is unused finite.
+    """
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.bmm(query.flatten(0, 1).float() * query.shape[-1] ** -0.5, keys.flatten(0, 1).mT)
+        scores[..., used:] = -math.inf
+        probabilities = F.dropout(scores.softmax(-1), dropout)
+        mixed = torch.bmm(probabilities, values.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return mixed.to(query.dtype)

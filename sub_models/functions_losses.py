@@ -99,18 +99,24 @@ def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
         uniform = torch.arange(1, num_classes + 1, device=logits.device) * (unimix / num_classes)
         cumulative = torch.add(uniform, cumulative, alpha=1 - unimix)
     threshold = noise.unsqueeze(-1) * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(-1).clamp(max=num_classes - 1)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=num_classes - 1)
 
 
 def one_hot(index: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One-hot vectors (..., num_classes) of indices (...); never reads values on the host."""
-    return (index.unsqueeze(-1) == torch.arange(num_classes, device=index.device)).to(dtype)
+    """One-hot vectors (..., num_classes) of indices (...): rows of the unit matrix."""
+    return F.embedding(index, torch.eye(num_classes, dtype=dtype, device=index.device))
 
 
 def straight_through(index: Tensor, log_probs: Tensor) -> Tensor:
     """One-hot of a sample whose gradient is that of the probabilities (STORM, section 3.1)."""
     probs = log_probs.exp()
     return one_hot(index, log_probs.shape[-1], probs.dtype) + probs - probs.detach()
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sum of squared differences over all axes but the first two, (B, L), float32."""
+    error = F.mse_loss(prediction.float(), target, reduction="none")
+    return error.sum(tuple(range(2, error.dim())))
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from sub_models.functions_losses import (
     free_nats,
     one_hot,
     sample,
+    squared_error,
     straight_through,
     unimix_log_probs,
     weighted_sum,
@@ -151,9 +152,8 @@ class WorldModel(nn.Module):
 
     def head_losses(self, batch: Batch, latent: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """Return loss maps (B, L), float32, of what is predicted for each step."""
-        error = self.decode(latent).float() - self.decoder.target(batch.observation)
         maps = {
-            "reconstruction_loss": error.square().flatten(2).sum(-1),
+            "reconstruction_loss": squared_error(self.decode(latent), self.decoder.target(batch.observation)),
             "reward_loss": self.two_hot.loss(self.reward_head(hidden), batch.reward),
             "termination_loss": F.binary_cross_entropy_with_logits(
                 self.termination_head(hidden).squeeze(-1).float(), batch.termination.float(), reduction="none"

@@ -18,6 +18,7 @@ from sub_models.functions_losses import (
     one_hot,
     percentile,
     sample,
+    squared_error,
     straight_through,
     symexp,
     symlog,
@@ -197,6 +198,12 @@ def test_sample_at_the_edges_of_its_noise(first: int) -> None:
     for num_classes in (2, 5, 32, 255):
         logits = torch.randn(1000, num_classes, generator=torch.Generator().manual_seed(0))
         assert sample(logits, just_below_one.expand(1000)).max() == num_classes - 1
+
+
+def test_squared_error_is_summed_over_what_a_step_observes() -> None:
+    prediction, target = uniform(2, 3, 4, 5).bfloat16(), uniform(2, 3, 4, 5, seed=1)
+    expected = (prediction.float() - target).square().flatten(2).sum(-1)
+    torch.testing.assert_close(squared_error(prediction, target), expected)
 
 
 def test_one_hot() -> None:

@@ -11,7 +11,7 @@ from tests_support import ACTIONS, SPACES, small_config, uniform
 from torch import Tensor
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
-from sub_models.fast_forms import attend, softmax
+from sub_models.fast_forms import attend, attend_to_cached, softmax
 from sub_models.precision import products_are_faster
 from sub_models.transformer_model import ConcatMixer, SequenceModel, encode_action
 
@@ -163,6 +163,18 @@ def test_attention_in_bfloat16_is_that_of_float32(rows: int, length: int, causal
         torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
     scores = torch.randn(rows, length)
     torch.testing.assert_close(softmax(scores.bfloat16()).float(), scores.softmax(-1), rtol=0.03, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_query_sees_the_used_part_of_the_room(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(3, 2, length, 8) for length in (1, 16, 16))
+    query = query.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = attend_to_cached(query, keys, values, 5, 0.0)
+    expected = F.scaled_dot_product_attention(query.float(), keys[:, :, :5], values[:, :, :5])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), rtol=1e-5, atol=1e-6)
 
 
 def test_products_are_for_bfloat16_on_a_cpu() -> None:
