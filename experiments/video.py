@@ -104,9 +104,9 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
     return {"data": data, "model": model, "seed": seed, **run_facts(name, Path.cwd())}
 
 
-def judge(data: str, seed: int) -> tuple[dict[str, Any], Judgement]:
-    """Judge all models of a data set and a seed on the same held-out windows."""
-    first, *others = (run_name(data, model, seed) for model in MODELS)
+def judge(data: str, models: list[str], seed: int) -> tuple[dict[str, Any], Judgement]:
+    """Judge the models of a data set and a seed on the same held-out windows."""
+    first, *others = (run_name(data, model, seed) for model in models)
     options = parse_options(
         [f"-run_name={first}", f"-beside={','.join(others)}", f"-plans={PLANS}", "-checkpoints=last",
          "-device=cpu", "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
@@ -156,13 +156,13 @@ def draw(summary: dict[str, dict[str, dict[str, float]]], data: str) -> Figure:
 
 
 def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> None:
-    """Train and judge all models of a data set; write the results after each seed."""
+    """Train and judge models of a data set; write the results after each seed."""
     record_clips(data)
     runs, judgements, out = [], [], options.out
     for seed in options.seeds:
         with ThreadPoolExecutor(options.at_a_time) as pool:
-            runs += pool.map(lambda model, seed=seed: train(data, model, seed, options.steps), MODELS)
-        result, found = judge(data, seed)
+            runs += pool.map(lambda model, seed=seed: train(data, model, seed, options.steps), options.models)
+        result, found = judge(data, options.models, seed)
         judgements.append(result)
         summary = summarise(judgements)
         content = {"runs_at_a_time": options.at_a_time, "data": data, "confidence": CONFIDENCE}
@@ -181,6 +181,7 @@ def main(arguments: list[str]) -> None:
     """Compare on each data set."""
     parser = experiment_parser("video", __doc__, seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
     together = {"type": int, "default": AT_A_TIME, "choices": range(1, 17), "metavar": "N"}
     parser.add_argument("--at-a-time", **together, help=f"runs, 1 to 16 (default {AT_A_TIME})")
