@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains one agent: ./train.sh <env_name> <seed> <config> [Section.Key=value ...]
 #   ./train.sh Boxing 0 STORM
+#   ./train.sh dm_control/cartpole-balance-v0 0 STORM-control
 #   ./train.sh KungFuMaster 1 GITSTORM-tiny JointTrainAgent.SampleMaxSteps=5000
 #   ./train.sh --array "Boxing Pong" "0 1" "STORM GITSTORM"    the run of that grid that SLURM_ARRAY_TASK_ID names
 # Results go to outputs/<Game>-<config>-seed_<seed>/ and runs/ of this repository, wherever it is called
@@ -9,8 +10,9 @@ set -uo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 usage='usage: ./train.sh <env_name> <seed> <config> [Section.Key=value ...], as in ./train.sh Boxing 0 STORM'
+also='   or ./train.sh dm_control/cartpole-balance-v0 0 STORM-control, or ./train.sh CartPole-v1 0 STORM-control'
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  echo "$usage"
+  printf '%s\n' "$usage" "$also"
   exit 0
 fi
 

@@ -5,7 +5,6 @@ The ids are Shimmy's. An episode is 1,000 steps of the task, whose end is a trun
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
@@ -33,14 +32,24 @@ def choose_renderer() -> bool:
     """Choose what MuJoCo draws with where there is no display, before it is loaded; return whether it was."""
     if sys.platform != "linux" or {"MUJOCO_GL", "DISPLAY"} & set(os.environ):
         return False
-    os.environ["MUJOCO_GL"] = next(filter(_can_be_loaded, LIBRARIES), "off")
+    os.environ["MUJOCO_GL"] = next(filter(_works, LIBRARIES), "off")
     return True
 
 
-def _can_be_loaded(renderer: str) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(ctypes.CDLL(LIBRARIES[renderer]))
-    return False
+def _works(renderer: str) -> bool:
+    """Whether its library can be loaded and, of EGL, finds a driver."""
+    try:
+        library = ctypes.CDLL(LIBRARIES[renderer])
+        if renderer != "egl":
+            return True
+        library.eglGetProcAddress.restype = ctypes.c_void_p
+        query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
+            library.eglGetProcAddress(b"eglQueryDevicesEXT") or 0
+        )
+        count = ctypes.c_int(0)
+        return bool(query and query(0, None, ctypes.byref(count)) and count.value)
+    except (OSError, AttributeError):
+        return False
 
 
 def load_suite() -> Any:
@@ -51,7 +60,7 @@ def load_suite() -> Any:
     except ImportError:
         if not chosen_here:
             raise
-        os.environ["MUJOCO_GL"] = "off"  # a library without a driver; states need no drawing
+        os.environ["MUJOCO_GL"] = "off"  # a library that does not work; states need no drawing
         os.environ.pop("PYOPENGL_PLATFORM", None)
         from dm_control import suite
     return suite

@@ -133,6 +133,8 @@ class SingleEnvironment:
             control.choose_renderer()
         try:
             env = gymnasium.make(self._spec, **self._arguments)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"{error}; of MuJoCo and Box2D, {control.INSTALL}") from error
         except Exception as error:
             raise UserError(f"{type(error).__name__}: {error}") from error
         return AtariGame(env, self._settings.FrameSkip) if is_atari(self._spec) else env

@@ -56,7 +56,7 @@ def _check_layout(path: Path, arrays: dict[str, np.ndarray], spaces: Spaces, sho
         expected = ", ".join(map(str, spec.shape))
         raise UserError(f"{path}: 'obs' is {obs.dtype} {obs.shape}, expected {spec.dtype} (T, {expected})")
     steps = obs.shape[0]
-    forms = {"action": ((steps, *spaces.action.shape), "iu" if spaces.action.kind == "discrete" else "f")}
+    forms = {"action": ((steps, *spaces.action.shape), "iu" if spaces.action.kind == "discrete" else "iuf")}
     for key in ("action", "reward", "done"):
         array = arrays[key]
         shape, kinds = forms.get(key, ((steps,), "biuf"))
@@ -70,14 +70,16 @@ def _check_layout(path: Path, arrays: dict[str, np.ndarray], spaces: Spaces, sho
 
 
 def _check_values(path: Path, arrays: dict[str, np.ndarray], actions: ActionSpec) -> None:
-    action, reward, done = arrays["action"], arrays["reward"], arrays["done"]
-    low, high = (0, actions.size - 1) if actions.kind == "discrete" else (-1, 1)
+    action, done = arrays["action"], arrays["done"]
+    ranges = {"discrete": (0, actions.size - 1, "the environment's actions")}
+    low, high, what = ranges.get(actions.kind, (-1, 1, "which the environment's bounds are mapped to"))
     if not (low <= action.min() and action.max() <= high):
         raise UserError(
-            f"{path}: 'action' holds {action.min()} to {action.max()}, "
-            f"expected {low} to {high}, the environment's actions"
+            f"{path}: 'action' holds {action.min()} to {action.max()}, expected {low} to {high}, {what}"
         )
-    if not (np.abs(reward.astype(np.float64)) <= np.finfo(np.float32).max).all():
-        raise UserError(f"{path}: 'reward' holds numbers that are not finite")
+    for key in ("obs", "reward"):
+        array = arrays[key]
+        if array.dtype.kind == "f" and not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise UserError(f"{path}: {key!r} holds numbers that are not finite")
     if not np.isin(done, (0, 1)).all():
         raise UserError(f"{path}: 'done' holds {done.min()} to {done.max()}, expected 0 and 1 only")

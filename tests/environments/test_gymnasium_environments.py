@@ -353,6 +353,25 @@ except UserError as error:
 def test_what_is_missing_for_dm_control_is_said(code: str, package: str, words: str) -> None:
     need(package)
     variables = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY")}
-    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "__EGL_VENDOR_LIBRARY_DIRS": "/nowhere"}
+    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "MUJOCO_GL": "off"}
     said = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True).stdout
     assert words in said
+
+
+def test_drawing_falls_back_where_egl_has_no_driver() -> None:
+    code = "import os; from environments.control import *; choose_renderer(); print(os.environ['MUJOCO_GL'])"
+    variables = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY")}
+    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "__EGL_VENDOR_LIBRARY_DIRS": "/nowhere"}
+    said = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True).stdout
+    assert said.strip() in ("osmesa", "off")
+
+
+def test_a_missing_package_of_a_task_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    monkeypatch.setattr(gymnasium, "make", missing)
+    with pytest.raises(UserError, match=r"Box2D is not installed; .* -r requirements-control\.txt"):
+        make("CartPole-v1")

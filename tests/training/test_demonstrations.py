@@ -92,8 +92,18 @@ def test_actions_of_a_box_lie_within_it(tmp_path: Path) -> None:
     assert np.array_equal(loaded.export_rows(0, STEPS)["action"][:, 0], play["action"])
     for outside in (-1.5, 1.5):
         play["action"][7, 1] = outside
-        with pytest.raises(UserError, match="expected -1 to 1"):
+        with pytest.raises(UserError, match="expected -1 to 1, which the environment's bounds are mapped to"):
             load_demonstrations(write_npz(path, play), spaces, 8, CPU, Environment())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_observed_numbers_are_finite(tmp_path: Path, value: float) -> None:
+    spaces = Spaces(ObservationSpec("vector", (3,)), ActionSpec("continuous", 2))
+    play = make_trajectory() | {"obs": np.zeros((STEPS, 3), np.float32), "action": np.zeros((STEPS, 2), int)}
+    load_demonstrations(write_npz(tmp_path / "whole.npz", play), spaces, 8, CPU, Environment())
+    play["obs"][7, 1] = value
+    with pytest.raises(UserError, match="'obs' holds numbers that are not finite"):
+        load_demonstrations(write_npz(tmp_path / "play.npz", play), spaces, 8, CPU, Environment())
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
