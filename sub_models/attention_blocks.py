@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sub_models.fast_forms import attend, attend_to_cached
+from sub_models.linear import Linear
 
 ROOM_STEP = 16  # tokens: a softmax over a multiple of it fills the CPU's vectors
 
@@ -64,8 +65,8 @@ class MultiHeadAttention(nn.Module):
         self.num_heads = num_heads
         self.causal = causal
         self.attention_dropout = attention_dropout
-        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
-        self.output = nn.Linear(width, width, bias=bias)
+        self.query_key_value = Linear(width, 3 * width, bias=bias)
+        self.output = Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         parts = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))
@@ -92,8 +93,8 @@ class CausalBlock(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(width, num_heads, False, dropout, causal=True)
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.expand = nn.Linear(width, feed_forward_width)
-        self.contract = nn.Linear(feed_forward_width, width)
+        self.expand = Linear(width, feed_forward_width)
+        self.contract = Linear(feed_forward_width, width)
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
@@ -118,8 +119,8 @@ class BidirectionalBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
         self.attention = MultiHeadAttention(width, num_heads, True, attention_dropout, causal=False)
         self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.expand = nn.Linear(width, mlp_width)
-        self.contract = nn.Linear(mlp_width, width)
+        self.expand = Linear(width, mlp_width)
+        self.contract = Linear(mlp_width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sub_models.convolutions import convolve
+from sub_models.linear import linear as linear_product
 from sub_models.precision import products_are_faster
 
 
@@ -36,7 +37,7 @@ def linear_of_maps(maps: Tensor, linear: nn.Linear) -> Tensor:
     smaller than the maps.
     """
     weight = linear.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
+    return linear_product(maps.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
 
 
 def maps_of_linear(x: Tensor, linear: nn.Linear, shape: tuple[int, int, int]) -> Tensor:
@@ -47,7 +48,7 @@ def maps_of_linear(x: Tensor, linear: nn.Linear, shape: tuple[int, int, int]) ->
     """
     channels, *sides = shape
     weight = linear.weight.unflatten(0, shape).permute(1, 2, 0, 3).flatten(0, 2)
-    return F.linear(x, weight).unflatten(1, (*sides, channels)).permute(0, 3, 1, 2)
+    return linear_product(x, weight).unflatten(1, (*sides, channels)).permute(0, 3, 1, 2)
 
 
 def linear_of_embeddings(tokens: Tensor, table: nn.Embedding, linear: nn.Linear) -> Tensor:
@@ -56,13 +57,13 @@ def linear_of_embeddings(tokens: Tensor, table: nn.Embedding, linear: nn.Linear)
     Together with `linear_of_condition` this is linear(concat(table(tokens), condition)). The table, which
     is smaller than the tokens, is projected before the look-up.
     """
-    projected = F.linear(table.weight, linear.weight[:, : table.embedding_dim], linear.bias)
+    projected = linear_product(table.weight, linear.weight[:, : table.embedding_dim], linear.bias)
     return F.embedding(tokens, projected)
 
 
 def linear_of_condition(condition: Tensor, table: nn.Embedding, linear: nn.Linear) -> Tensor:
     """Return W_c·condition, W_c being the columns of `linear` after those of the embedding."""
-    return F.linear(condition, linear.weight[:, table.embedding_dim :])
+    return linear_product(condition, linear.weight[:, table.embedding_dim :])
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.convolutions import transposed_convolve
 from sub_models.fast_forms import convolution_then_norm, linear_of_maps, maps_of_linear
+from sub_models.linear import Linear
 from sub_models.precision import compute_dtype
 
 CODE_SIDE = 4  # side of the feature map between encoder and decoder
@@ -41,7 +42,7 @@ class ImageEncoder(nn.Module):
             ]
             channels_in = channels
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(channels_in * CODE_SIDE**2, latent_size)
+        self.head = Linear(channels_in * CODE_SIDE**2, latent_size)
 
     def forward(self, observation: Tensor) -> Tensor:
         """uint8 (M, side, side, channels) → (M, K·C). The division by 255 is left to the first weights."""
@@ -66,7 +67,7 @@ class ImageDecoder(nn.Module):
         side, _, image_channels = shape
         channels = stage_channels(side, config.StemChannels)[::-1]
         self.code_shape = (channels[0], CODE_SIDE, CODE_SIDE)
-        self.project = nn.Linear(latent_size, channels[0] * CODE_SIDE**2, bias=False)
+        self.project = Linear(latent_size, channels[0] * CODE_SIDE**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0], eps=config.NormEps), nn.ReLU(inplace=True)]
         for channels_in, channels_out in pairwise(channels):
             layers += [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from sub_models.linear import Linear
+
 
 def perceptron(inputs: int, width: int, num_layers: int, outputs: int, norm_eps: float) -> nn.Sequential:
     """[linear (no bias) → LN → ReLU] × num_layers → linear, over the last axis (STORM, appendix A)."""
@@ -11,8 +13,8 @@ def perceptron(inputs: int, width: int, num_layers: int, outputs: int, norm_eps:
     for index in range(num_layers):
         size = inputs if index == 0 else width
         layers += [
-            nn.Linear(size, width, bias=False),
+            Linear(size, width, bias=False),
             nn.LayerNorm(width, eps=norm_eps),
             nn.ReLU(inplace=True),
         ]
-    return nn.Sequential(*layers, nn.Linear(width, outputs))
+    return nn.Sequential(*layers, Linear(width, outputs))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from configuration.schema import Models as ModelsConfig
 from sub_models.functions_losses import sample, unimix_log_probs
+from sub_models.linear import Linear
 from sub_models.torch_maskgit.masking import mask_count, random_mask
 from sub_models.torch_maskgit.sampling import DraftAndRevise
 from sub_models.torch_maskgit.transformer import MaskedTokenTransformer
@@ -57,7 +58,7 @@ class MLPPrior(nn.Module):
         config = models.WorldModel
         self.shape = (config.NumLatents, config.NumClasses)
         self.unimix = config.Unimix
-        self.head = nn.Linear(config.TransformerHiddenDim, config.NumLatents * config.NumClasses)
+        self.head = Linear(config.TransformerHiddenDim, config.NumLatents * config.NumClasses)
         self.predict_noise_size = 0
         self.sample_noise_size = config.NumLatents
 

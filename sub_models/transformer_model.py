@@ -10,6 +10,7 @@ from configuration.schema import WorldModel as WorldModelConfig
 from configuration.spaces import ActionSpec
 from sub_models.attention_blocks import CausalBlock, KeyValueCache
 from sub_models.functions_losses import one_hot
+from sub_models.linear import Linear
 
 
 def encode_action(action: Tensor, spec: ActionSpec, dtype: torch.dtype) -> Tensor:
@@ -23,7 +24,7 @@ class MixerOutput(nn.Module):
     def __init__(self, width: int, norm_eps: float) -> None:
         super().__init__()
         self.input_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.output = nn.Linear(width, width, bias=False)
+        self.output = Linear(width, width, bias=False)
         self.output_norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class ConcatMixer(nn.Module):
     def __init__(self, config: WorldModelConfig, action_size: int) -> None:
         super().__init__()
         width = config.TransformerHiddenDim
-        self.input = nn.Linear(config.NumLatents * config.NumClasses + action_size, width, bias=False)
+        self.input = Linear(config.NumLatents * config.NumClasses + action_size, width, bias=False)
         self.mlp = MixerOutput(width, config.NormEps)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
@@ -63,8 +64,8 @@ class AttentionMixer(nn.Module):
         super().__init__()
         width = config.TransformerHiddenDim
         self.num_latents, self.action_queries = config.NumLatents, config.StateMixer == "latent_attention"
-        self.latent = nn.Linear(config.NumClasses, width, bias=False)
-        self.action = nn.Linear(action_size, width, bias=False)
+        self.latent = Linear(config.NumClasses, width, bias=False)
+        self.action = Linear(action_size, width, bias=False)
         self.position = nn.Embedding(config.NumLatents + 1, width)
         self.norm = nn.LayerNorm(width, eps=config.NormEps)
         self.attention = nn.MultiheadAttention(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from configuration.schema import MaskGit as MaskGitConfig
 from sub_models.attention_blocks import BidirectionalBlock
 from sub_models.fast_forms import linear_of_condition, linear_of_embeddings
+from sub_models.linear import Linear, linear
 
 
 class MaskedTokenTransformer(nn.Module):
@@ -33,7 +34,7 @@ class MaskedTokenTransformer(nn.Module):
         self.position = nn.Embedding(num_tokens, shape.EmbedDim)
         for table in (self.token, self.position):
             nn.init.normal_(table.weight, std=config.InitStd)
-        self.input = nn.Linear(config.VocabDim + condition_size // num_tokens, shape.EmbedDim)
+        self.input = Linear(config.VocabDim + condition_size // num_tokens, shape.EmbedDim)
         self.blocks = nn.ModuleList(
             BidirectionalBlock(
                 shape.EmbedDim,
@@ -45,9 +46,9 @@ class MaskedTokenTransformer(nn.Module):
             )
             for _ in range(shape.NumLayers)
         )
-        self.output = nn.Linear(shape.EmbedDim, shape.EmbedDim)
+        self.output = Linear(shape.EmbedDim, shape.EmbedDim)
         self.output_norm = nn.LayerNorm(shape.EmbedDim, eps=config.NormEps)
-        self.to_vocabulary = nn.Linear(shape.EmbedDim, config.VocabDim)
+        self.to_vocabulary = Linear(shape.EmbedDim, config.VocabDim)
         self.vocabulary_norm = nn.LayerNorm(config.VocabDim, eps=config.NormEps)
         self.bias = nn.Parameter(self.input.weight.new_zeros(num_classes))
 
@@ -68,4 +69,4 @@ class MaskedTokenTransformer(nn.Module):
             x = block(x)
         x = self.output_norm(F.gelu(self.output(x)))
         x = self.vocabulary_norm(F.gelu(self.to_vocabulary(x)))
-        return F.linear(x, self.token.weight[: self.num_classes], self.bias)
+        return linear(x, self.token.weight[: self.num_classes], self.bias)
