@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import control, grid
+from experiments import atari_small, control, grid
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,9 @@ def test_tasks_without_a_version_are_of_dm_control(task: str, environment: str) 
     assert control.environment_of(task) == environment
 
 
-def test_steps_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_steps_are_of_the_simulator_or_in_a_game_of_the_agent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     known = {
         "train": None,
         "training_returns": [(500, 1.0), (45_100, 2.0), (50_000, 6.0)],
@@ -33,3 +35,7 @@ def test_steps_are_those_of_the_simulator(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert row["simulator_steps"] == 100_000 and row["decisions_per_s"] == 8.33
     assert row["training_returns"] == [(1_000, 1.0), (90_200, 2.0), (100_000, 6.0)]
     assert row["final_training_return"] == 4.0 and row["evaluation_returns"] == [3.0, 5.0]
+    assert "evaluations" not in row
+    row = grid.measure(atari_small.SUITE, grid.Run("Pong", "STORM-small", "", 1), [], 2, tmp_path)
+    assert row["agent_steps"] == 50_000 and row["training_returns"][0] == (500, 1.0)
+    assert row["evaluations"] == [(5_000, [3.0, 5.0]), (50_000, [3.0, 5.0])]  # of every checkpoint
