@@ -30,12 +30,14 @@ def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     rows = math.ceil(len(records) / columns)
     figure = Figure(figsize=(max(6.0, 3.4 * columns), 2.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, source in zip(panels, records, strict=False):
+    for source, axes in zip(records, panels, strict=False):  # in this order no panel is lost
         draw_task(axes, json.loads(source.read_text()), others)
     for axes in list(panels):
         axes.set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))
+    named = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     figure.legend(
         named.values(), named.keys(), loc="outside lower center", ncols=round(1.5 * columns), frameon=False
     )

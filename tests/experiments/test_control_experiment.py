@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from experiments import atari_small, control, grid
+from experiments import atari_small, control, curves_figure, grid, training
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,17 @@ def test_steps_are_of_the_simulator_or_in_a_game_of_the_agent(
     row = grid.measure(atari_small.SUITE, grid.Run("Pong", "STORM-small", "", 1), [], 2, tmp_path)
     assert row["agent_steps"] == 50_000 and row["training_returns"][0] == (500, 1.0)
     assert row["evaluations"] == [(5_000, [3.0, 5.0]), (50_000, [3.0, 5.0])]  # of every checkpoint
+
+
+def test_every_task_has_a_panel_and_every_line_a_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves_figure, "save", lambda figure, path: drawn.append(figure))
+    tasks = ["CartPole-v1", "cartpole-balance", "cartpole-swingup", "reacher-easy", "walker-stand"]
+    files = [training.ROOT / "results" / "control" / f"{task}.json" for task in tasks]
+    curves_figure.draw(files, control.SUITE.published, tmp_path / "control.png")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == tasks
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named >= {"STORM-control", "GITSTORM-control", "DreamerV3 (mean, range)"}
