@@ -87,7 +87,7 @@ def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
 
     Args:
         logits: (..., C), any float dtype.
-        noise: (...), uniform in [0, 1).
+        noise: (...), or (N, ...) for N draws each, uniform in [0, 1).
         unimix: share of the uniform distribution mixed into softmax(logits).
 
     Returns:
@@ -99,6 +99,8 @@ def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
         uniform = torch.arange(1, num_classes + 1, device=logits.device) * (unimix / num_classes)
         cumulative = torch.add(uniform, cumulative, alpha=1 - unimix)
     threshold = noise.unsqueeze(-1) * cumulative[..., -1:]
+    if threshold.shape[:-1] != cumulative.shape[:-1]:  # several draws from one distribution
+        cumulative = cumulative.expand(*threshold.shape[:-1], num_classes).contiguous()
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=num_classes - 1)
 
 

@@ -148,9 +148,13 @@ def test_a_key_that_leaves_at_once_is_no_fault(
     environment = make("interrupts", 1, seed=1)
     environment.reset()
     monkeypatch.setattr(sys.modules["stub_envs"].Stub, "_misbehave", leaves)
-    with pytest.raises(error):
-        for _ in range(TROUBLE_AT):
-            step(environment)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook
+    try:
+        with pytest.raises(error):
+            for _ in range(TROUBLE_AT):
+                step(environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
