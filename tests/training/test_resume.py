@@ -139,7 +139,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
             die_at_random(
                 patch, moments, longest=2 * 12 * STEPS // deaths // (3 if "=3" in str(overrides) else 1)
             )
-            train(again, "run", OFTEN, *overrides)
+            pytest.fail(f"it was not killed: {train(again, 'run', OFTEN, *overrides)}")
     assert train(again, "run", OFTEN, *overrides).code == 0
     assert differences(tmp_path, again) == []
 
