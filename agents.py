@@ -192,6 +192,11 @@ def make_models(config: Config, spaces: Spaces, device: torch.device) -> tuple[W
     return world_model.eval(), agent.to(device).eval()
 
 
+def acts_blindly(config: Config) -> bool:
+    """Whether actions are chosen on a prior sample, as in STORM's release, without the present frame."""
+    return config.JointTrainAgent.ActBlindly or config.BasicSettings.ReleaseQuirks
+
+
 class Policy:
     """Acts on real observations with a world model and an actor (STORM, section 3.3).
 

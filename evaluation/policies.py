@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from agents import Policy, make_models
+from agents import Policy, acts_blindly, make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
 from configuration.loading import load_saved_config
@@ -45,7 +45,7 @@ class EvaluationPolicy(Policy):
             config.JointTrainAgent.ActingContextLength,
             RandomStreams(derive_seed(seed, "evaluation"), execution.device),
             greedy=greedy,
-            blind=original or config.JointTrainAgent.ActBlindly or config.BasicSettings.ReleaseQuirks,
+            blind=original or acts_blindly(config),
             fixed_weights=True,
         )
         self.config, self.seed = config, seed

@@ -23,7 +23,6 @@ from experiments.figures import HEALTH, draw_health
 from experiments.training import (
     AT_A_TIME,
     ROOT,
-    cpu_hours,
     evaluate,
     experiment_facts,
     experiment_parser,
@@ -98,7 +97,6 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
         "evaluation_returns": evaluated[-1][1],
         **({"evaluations": evaluated} if suite.every_checkpoint else {}),
         "changed": {key: value for key, _, value in differences(Config(), config)},
-        "cpu_hours": cpu_hours(run.name, folder),
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),
         **facts,
         "training_returns": returns,
@@ -152,10 +150,11 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     options = grid_parser(suite, description).parse_args(arguments)
     facts, recording = experiment_facts(f"{suite.script}.py", arguments), threading.Lock()
     facts |= {"window": suite.window, "step": suite.step}
+    command = {"command": facts.pop("command")}  # of a run: those of a record may come from several
 
     def finish(run: Run) -> None:
         overrides = [*suite.variants.get(run.variant, []), *options.overrides]
-        row = measure(suite, run, overrides, options.episodes, Path.cwd())
+        row = command | measure(suite, run, overrides, options.episodes, Path.cwd())
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
             path = options.out / f"{run.task}.json"

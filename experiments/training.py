@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def write_record(path: Path, script: str, arguments: list[str], record: dict[str
 def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
     """How a record came about: command, source, machine, and how the runs shared it."""
     return {
-        "command": " ".join(["python", f"experiments/{script}", *arguments]),
+        "command": shlex.join(["python", f"experiments/{script}", *arguments]),
         **machine_facts(torch.device("cpu")),
         "threads_per_run": 1,
         "runs_at_a_time": AT_A_TIME,
@@ -78,22 +79,13 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
 
 def train(run_name: str, config: str, overrides: list[str], folder: Path) -> None:
     """Begin or continue a run, and wait for its end."""
-    wait_for(start_training(run_name, config, overrides, folder), run_name, folder)
+    check_end(start_training(run_name, config, overrides, folder), run_name)
 
 
-def wait_for(process: subprocess.Popen[bytes], run_name: str, folder: Path) -> None:
-    """Wait for a process of a run, and note the CPU time it took in <run_name>.cpu; raise if it failed."""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    with (folder / f"{run_name}.cpu").open("a") as file:
-        file.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
-    if process.returncode:
+def check_end(process: subprocess.Popen[bytes], run_name: str) -> None:
+    """Wait for a process of a run; raise UserError if it failed."""
+    if process.wait():
         raise UserError(f"{run_name} ended with code {process.returncode}; see {run_name}.log")
-
-
-def cpu_hours(run_name: str, folder: Path) -> float:
-    """CPU time of a run's training and evaluations, in hours, of the processes that were waited for."""
-    return round(sum(map(float, (folder / f"{run_name}.cpu").read_text().split())) / 3600, 3)
 
 
 def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
@@ -131,7 +123,7 @@ def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[floa
         command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
         command += [f"-num_episodes={episodes}", "-device=cpu"]
         with (folder / f"{run_name}.log").open("ab") as log:
-            wait_for(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name, folder)
+            check_end(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name)
     return evaluated_returns(run_name, step, episodes, folder)
 
 
@@ -149,5 +141,6 @@ def run_facts(run_name: str, folder: Path) -> dict[str, object]:
     return {
         "trained_steps": run["finished_step"],
         "training_minutes": round(run["elapsed_s"] / 60, 2),
+        "training_cpu_minutes": round(run["cpu_s"] / 60, 2) if "cpu_s" in run else None,
         "commit": run["commit"],
     }

@@ -122,7 +122,7 @@ class RunDirectory:
 
         Args:
             status: `status`, one of running, stopped and finished; `started`, ISO 8601, UTC;
-                `finished_step`, `sample_max_steps`; `elapsed_s`, seconds of all its processes;
+                `finished_step`, `sample_max_steps`; `elapsed_s` and `cpu_s`, seconds of all its processes;
                 `spaces`, the fields of the environment's Spaces; and those of `machine_facts`.
         """
         strike(self.outputs, TRAINED)

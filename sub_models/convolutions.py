@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-FEW_CHANNELS = (
-    32  # of the small maps: with more PyTorch's transposed convolution is as fast (docs/performance.md)
-)
+FEW_CHANNELS = 32  # of the small maps; with more PyTorch's own is as fast (docs/performance.md)
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
@@ -36,6 +34,17 @@ def transposed_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     if is_rearranged(x):
         return TransposedConvolution.apply(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     return F.conv_transpose2d(x, weight, bias, 2, 1)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` of 4×4, stride 2 and padding 1 by `transposed_convolve`."""
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (M, I, h, w) → (M, O, 2h, 2w)."""
+        return transposed_convolve(x, self.weight, self.bias)
 
 
 def is_rearranged(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from math import log2
 from torch import Tensor, nn
 
 from configuration.schema import WorldModel as WorldModelConfig
-from sub_models.convolutions import transposed_convolve
+from sub_models.convolutions import ConvTranspose2d
 from sub_models.fast_forms import convolution_then_norm, linear_of_maps, maps_of_linear
 from sub_models.linear import Linear
 from sub_models.precision import compute_dtype
@@ -71,23 +71,16 @@ class ImageDecoder(nn.Module):
         layers: list[nn.Module] = [nn.BatchNorm2d(channels[0], eps=config.NormEps), nn.ReLU(inplace=True)]
         for channels_in, channels_out in pairwise(channels):
             layers += [
-                nn.ConvTranspose2d(channels_in, channels_out, kernel_size=4, stride=2, padding=1, bias=False),
+                ConvTranspose2d(channels_in, channels_out, bias=False),
                 nn.BatchNorm2d(channels_out, eps=config.NormEps),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(nn.ConvTranspose2d(channels[-1], image_channels, kernel_size=4, stride=2, padding=1))
+        layers.append(ConvTranspose2d(channels[-1], image_channels))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(M, K·C) → (M, channels, side, side), about [0, 1]."""
-        x = maps_of_linear(latent, self.project, self.code_shape)
-        for layer in self.layers:
-            x = (
-                transposed_convolve(x, layer.weight, layer.bias)
-                if isinstance(layer, nn.ConvTranspose2d)
-                else layer(x)
-            )
-        return x
+        return self.layers(maps_of_linear(latent, self.project, self.code_shape))
 
     @staticmethod
     def target(observation: Tensor) -> Tensor:

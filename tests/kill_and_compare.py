@@ -33,7 +33,7 @@ from run_files.states import StateStore  # noqa: E402
 NAME = "run"
 NOT_FINISHED = 75
 KINDS = ("KILL while starting", "KILL", "KILL while saving", "TERM", "INT", "USR1")
-CLOCK = ("elapsed", "started")  # entries of a state that tell the time of day
+CLOCK = ("elapsed", "cpu", "started")  # entries of a state that tell the time of day
 POLL_S, PATIENCE_S = 0.002, 600.0
 
 

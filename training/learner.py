@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from agents import Policy, imagination_noise_size, imagine, make_models
+from agents import Policy, acts_blindly, imagination_noise_size, imagine, make_models
 from compute.execution import Execution
 from compute.optimization import GuardedOptimizer
 from compute.random_streams import RandomStreams
@@ -109,6 +109,6 @@ def make_policy(config: Config, learner: Learner, execution: Execution, streams:
         config.JointTrainAgent.NumEnvs,
         config.JointTrainAgent.ActingContextLength,
         streams,
-        blind=config.JointTrainAgent.ActBlindly or config.BasicSettings.ReleaseQuirks,
+        blind=acts_blindly(config),
     )
     return policy.prepare(execution)

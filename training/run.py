@@ -43,7 +43,17 @@ from utils import Interrupt, UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
 # Saved with a state: these as they are, and
-COUNTS = ("step", "learned_steps", "faults", "elapsed", "last_return", "started", "evaluation_due", "threads")
+COUNTS = (
+    "step",
+    "learned_steps",
+    "faults",
+    "elapsed",
+    "cpu",
+    "last_return",
+    "started",
+    "evaluation_due",
+    "threads",
+)
 PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
 
 
@@ -110,11 +120,12 @@ class TrainingRun:
         self.demonstrations = self._load_demonstrations() if config.JointTrainAgent.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
         self.evaluation_due = False  # the evaluation of this step was put off
-        self.elapsed = 0.0
+        self.elapsed = self.cpu = 0.0  # seconds, of the processes before this one
         self.last_return = float("nan")
         self.findings: dict[str, str] = {}  # on the health of learning, when last logged
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._clock = self._log_clock = self._save_clock = time.monotonic()
+        self._cpu_clock = time.process_time()
         self._log_step = 0
         if saved is None:
             self.observation = self.environment.reset()
@@ -255,6 +266,10 @@ class TrainingRun:
         """Wall-clock seconds of all processes of this run."""
         return self.elapsed + time.monotonic() - self._clock
 
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all processes of this run, without its environments' workers."""
+        return self.cpu + time.process_time() - self._cpu_clock
+
     def evaluate(self, is_stopped: Callable[[], bool]) -> float | None:
         """Return the mean return of fresh episodes with the present weights; no stream advances.
 
@@ -318,6 +333,7 @@ class TrainingRun:
                 "finished_step": self.step,
                 "sample_max_steps": self.config.JointTrainAgent.SampleMaxSteps,
                 "elapsed_s": round(self.seconds(), 1),
+                "cpu_s": round(self.cpu_seconds(), 1),
                 "spaces": asdict(self.environment.spaces),
                 **self._facts,
             }
@@ -330,9 +346,8 @@ class TrainingRun:
     def state_dict(self) -> dict[str, object]:
         """Everything but the replay rows."""
         counts = {name: getattr(self, name) for name in COUNTS}
-        return (
-            counts | {"elapsed": self.seconds()} | {name: getattr(self, name).state_dict() for name in PARTS}
-        )
+        clocks = {"elapsed": self.seconds(), "cpu": self.cpu_seconds()}
+        return counts | clocks | {name: getattr(self, name).state_dict() for name in PARTS}
 
     def _restore(self, saved: SavedState) -> None:
         self.notes += saved.notes

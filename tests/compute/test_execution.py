@@ -69,11 +69,10 @@ def run(model_type: str, device: str, compiled: bool, updates: int) -> tuple[lis
     """Parameter changes of world model and agent, and the last imagined actions."""
     iteration = make_iteration(model_type, device, compiled)
     for _ in range(updates):
-        iteration.imagine()
-    actions = iteration.rollout[1].cpu().clone()
+        feature, action, reward, termination = iteration.imagine()
+    actions = action.cpu().clone()
     generator = torch.Generator().manual_seed(0)
-    feature, _, reward, termination = iteration.rollout
-    iteration.rollout = Rollout(
+    rollout = Rollout(
         torch.rand(feature.shape, generator=generator).to(feature),
         torch.randint(NUM_ACTIONS, actions.shape, generator=generator).to(device),
         torch.rand(reward.shape, generator=generator).to(reward),
@@ -81,14 +80,14 @@ def run(model_type: str, device: str, compiled: bool, updates: int) -> tuple[lis
     )
     learner = iteration.learner
     changes = [
-        change(learner.agent, iteration.update_agent, updates),
-        change(learner.world_model, iteration.update_world_model, updates),
+        change(learner.agent, lambda: learner.update_agent(rollout), updates),
+        change(learner.world_model, lambda: learner.update_world_model(iteration.windows), updates),
     ]
     return changes, actions
 
 
-def assert_compiled_agrees(model_type: str, device: str, updates: int) -> None:
-    compiled, compiled_actions = run(model_type, device, True, updates)
+def assert_compiled_agrees(model_type: str, device: str, updates: int, compiled: bool = True) -> None:
+    compiled, compiled_actions = run(model_type, device, compiled, updates)
     eager, eager_actions = run(model_type, device, False, updates)
     for one, other in zip(compiled, eager, strict=True):
         for name, value in other.items():
@@ -263,24 +262,33 @@ def test_a_failed_capture_is_told_once_and_shared(
     assert caplog.text.count("no CUDA graph") == 1
 
 
+def phases_of_an_update(iteration: Iteration) -> list[Callable[[], object]]:
+    """Everything of an iteration but acting, which fetches the actions."""
+    frame = iteration.windows.observation[:1, 0]
+
+    def store() -> None:
+        numbers = (np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float32))
+        iteration.replay.append(frame, *map(iteration.execution.upload, numbers))
+
+    return [store, *(phase for name, phase in iteration.phases().items() if name != "acting")]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_the_tests_of_a_gpu_and_of_compilers_do_runs_here(model_type: str) -> None:
+    assert_compiled_agrees(model_type, "cpu", updates=1, compiled=False)
+    iteration = make_iteration(model_type, "cpu", compiled=False)
+    stored = iteration.replay.count
+    for phase in phases_of_an_update(iteration):
+        phase()
+    assert iteration.replay.count == stored + 1
+
+
 @needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_host_never_waits_for_an_update(model_type: str, compiled: bool) -> None:
     iteration = make_iteration(model_type, "cuda", compiled)
-    upload = iteration.execution.upload
-
-    def store() -> None:
-        numbers = (np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.float32))
-        iteration.replay.append(iteration.frame, *map(upload, numbers))
-
-    phases = (
-        store,
-        iteration.sample_all,
-        iteration.update_world_model,
-        iteration.imagine,
-        iteration.update_agent,
-    )
+    phases = phases_of_an_update(iteration)
     for _ in range(iteration.execution.warm_up_calls + 2):
         for phase in phases:
             phase()

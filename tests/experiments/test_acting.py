@@ -22,7 +22,6 @@ def test_both_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(grid, "saved_steps", lambda *_: [3_000])
     monkeypatch.setattr(grid, "evaluate", lambda *_: next(returns))
     monkeypatch.setattr(grid, "run_facts", lambda *_: known)
-    monkeypatch.setattr(grid, "cpu_hours", lambda *_: 0.1)
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
     assert acting.main(["--tasks", "WindyCatch", "--seeds", "0", "1", "--out", "records"]) == 0
     seeing, blind, *_ = (set(settings) for settings in trained)

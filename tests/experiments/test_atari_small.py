@@ -22,7 +22,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     arguments += ["--episodes", "2", "--out", "records", *SMALL, f"JointTrainAgent.SaveEverySteps={STEPS}"]
     assert atari_small.main(arguments) == 0
     monkeypatch.setattr(grid, "train", lambda *_: None)
-    monkeypatch.setattr(training, "wait_for", lambda *_: pytest.fail("it was evaluated before"))
+    monkeypatch.setattr(training, "check_end", lambda *_: pytest.fail("it was evaluated before"))
     assert atari_small.main(arguments) == 0  # from what is there
     record = json.loads(Path("records/KungFuMaster.json").read_text())
     (run,) = record["runs"]
@@ -31,7 +31,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert run["agent_steps"] == run["trained_steps"] == STEPS and len(run["evaluation_returns"]) == 2
     assert [step for step, _ in run["evaluations"]] == [STEPS]
     assert all(len(returns) == 2 for _, returns in run["evaluations"])
-    assert run["cpu_hours"] >= 0 and run["changed"]["BasicSettings.ImageSize"] == 16
+    assert run["training_cpu_minutes"] > 0 and run["changed"]["BasicSettings.ImageSize"] == 16
     assert len(run["health"]["ActorCritic/S"]) == len(run["health"]["step"]) > 1
     for name in ("atari_small", "KungFuMaster_health"):
         assert (tmp_path / "records" / f"{name}.png").stat().st_size > 10_000

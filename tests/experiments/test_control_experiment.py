@@ -27,7 +27,6 @@ def test_steps_are_of_the_simulator_or_in_a_game_of_the_agent(
         "saved_steps": [5_000, 50_000],
         "evaluate": [3.0, 5.0],
         "run_facts": {"trained_steps": 50_000, "training_minutes": 100.0},
-        "cpu_hours": 1.5,
         "training_curves": {"step": []},
     }
     for name, value in known.items():

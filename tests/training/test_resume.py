@@ -357,10 +357,13 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
 
 def test_a_run_that_was_moved_says_so_and_keeps_both(whole: Path, stopped: Path) -> None:
     status = stopped / "outputs" / "run" / "run.json"
+    before = json.loads(status.read_text())
     status.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "2.5.0"', status.read_text()))
     result = train(stopped, "run")
     assert result.code == 0 and f"torch was 2.5.0, is {version('torch')}" in result.err
-    versions = json.loads(status.read_text())["versions"]
+    after = json.loads(status.read_text())
+    assert all(after[clock] > before[clock] > 0 for clock in ("elapsed_s", "cpu_s"))
+    versions = after["versions"]
     assert versions["torch"] == f"2.5.0 + {version('torch')}"
     assert differences(whole, stopped) == []
     assert "was moved" not in train(stopped, "run", "JointTrainAgent.SampleMaxSteps=125").err
