@@ -146,5 +146,5 @@ def test_page_works_in_a_browser(two_by_two: Path) -> None:
     found, log = browse(page, two_by_two / "profile")
     assert found["complaints"] == [] and "CONSOLE" not in log
     assert found["orders"] == [["0", "0", "1", "1"], ["1", "1", "0", "0"]]
-    assert len(found["images"]) == 3 and all(found["images"])
+    assert len(found["images"]) == 2 and all(found["images"])  # learning curves, performance profiles
     assert not found["wide"], "the page itself does not scroll sideways on a phone"
