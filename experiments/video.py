@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 
 from environments.diagnostic import is_consistent
 from environments.single import environment_id
@@ -32,9 +31,10 @@ from evaluation.target import read_target
 from evaluation.video_metrics import frame_scores
 from evaluation.video_prediction import Judgement
 from evaluation.video_report import FRAME_FRECHET, judge_runs, strip
+from experiments import training
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
-from experiments.training import AT_A_TIME, experiment_parser, run_facts, start_training, write_record
+from experiments.training import AT_A_TIME, CONFIDENCE, experiment_parser, interval, run_facts, write_record
 from utils import run_cli
 
 PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
@@ -58,7 +58,6 @@ MODELS = {  # name → config, overrides
 }
 PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
 WINDOWS = 256
-CONFIDENCE = 0.95
 STRIPS = 1  # windows in the picture
 PANELS = {
     "mse": "mean square error",
@@ -79,17 +78,11 @@ def record_clips(data: str) -> None:
     if folder.is_dir():
         return
     if data in GAMES:
-        finish(player(data), PLAYER, [f"BasicSettings.env_name={environment_id(data)}"])
+        setting = f"BasicSettings.env_name={environment_id(data)}"
+        training.train(player(data), PLAYER, [setting], Path.cwd())
     shutil.rmtree(unfinished, ignore_errors=True)
     record.main([*DATA[data], f"-out={unfinished}"])
     unfinished.rename(folder)
-
-
-def finish(name: str, config: str, settings: list[str]) -> None:
-    """Train a run to its end; raise RuntimeError if it does not get there."""
-    process = start_training(name, config, settings, Path.cwd())
-    if process.wait():
-        raise RuntimeError(f"{name} ended with code {process.returncode}; see its log")
 
 
 def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
@@ -100,7 +93,7 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
         f"BasicSettings.Seed={seed}",
     ]
     settings += [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "SaveEverySteps")]
-    finish(name, config, [*settings, *overrides])
+    training.train(name, config, [*settings, *overrides], Path.cwd())
     return {"data": data, "model": model, "seed": seed, **run_facts(name, Path.cwd())}
 
 
@@ -132,8 +125,7 @@ def summarise(judgements: list[dict[str, Any]]) -> dict[str, dict[str, dict[str,
             values = [judgement["predictors"][name][measure] for judgement in judgements]
             entry = {"mean": statistics.fmean(values)}
             if len(values) > 1:
-                width = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-                entry["half_interval"] = float(width)
+                entry["half_interval"] = interval(values)[1] - entry["mean"]
             summary.setdefault(name, {})[measure] = entry
     return summary
 

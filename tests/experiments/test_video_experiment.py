@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from evaluation.video_prediction import Judgement
 from experiments import video
 from experiments.video import DATA, draw, record_clips, summarise
 
@@ -43,7 +45,7 @@ def test_a_game_is_recorded_by_an_agent_that_is_trained_first(
         assert not folder.exists()
         folder.mkdir()
 
-    monkeypatch.setattr(video, "finish", lambda *arguments: calls.append([*map(str, arguments)]))
+    monkeypatch.setattr(video.training, "train", lambda *arguments: calls.append([*map(str, arguments)]))
     monkeypatch.setattr(video.record, "main", play)
     record_clips("Seaquest")
     record_clips("Seaquest")  # is there
@@ -51,3 +53,29 @@ def test_a_game_is_recorded_by_an_agent_that_is_trained_first(
     assert trained[0] == "Seaquest-STORM-tiny-seed_0" and "ALE/Seaquest-v5" in trained[2]
     assert f"-run_name={trained[0]}" in played and "-steps=20000" in played
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["Seaquest"]
+
+
+def test_seeds_are_trained_judged_and_recorded_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained: list[tuple[str, str, int]] = []
+    frames = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    found = Judgement({}, 1, np.zeros((1, 3, 8, 8, 3), np.uint8), {"a": frames, "b": frames})
+
+    def train(data: str, model: str, seed: int, steps: int) -> dict[str, str]:
+        trained.append((data, model, seed))
+        return {"model": model}
+
+    monkeypatch.setattr(video, "record_clips", lambda data: None)
+    monkeypatch.setattr(video, "train", train)
+    monkeypatch.setattr(
+        video, "judge", lambda data, models, seed: (judgement(seed + 1.0) | {"context": 1}, found)
+    )
+    video.main(["--data", "digits", "--models", "STORM", "--seeds", "0", "2", "--out", "records"])
+    assert trained == [("digits", "STORM", 0), ("digits", "STORM", 2)]
+    record = json.loads(Path("records/digits.json").read_text())
+    assert record["summary"]["STORM"]["mse"]["mean"] == 2 and len(record["judgements"]) == 2
+    assert record["command"].startswith("python experiments/video.py --data digits")
+    for name in ("digits", "digits_strip"):
+        assert Path(f"records/{name}.png").stat().st_size > 1_000
