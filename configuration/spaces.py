@@ -17,6 +17,9 @@ class ObservationSpec:
         """Name of the dtype that observations are stored and given in."""
         return "uint8" if self.kind == "image" else "float32"
 
+    def __str__(self) -> str:
+        return f"observations {self.kind} {self.shape}"
+
 
 @dataclass(frozen=True)
 class ActionSpec:
@@ -34,6 +37,9 @@ class ActionSpec:
     def dtype(self) -> str:
         """Name of the dtype that actions are stored in."""
         return "int64" if self.kind == "discrete" else "float32"
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.kind} actions"
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,13 @@ class RandomPlay:
 def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:
     """Return world model and agent of a checkpoint, and whether the original STORM wrote it.
 
-    The original STORM's act without seeing the current frame.
+    The original STORM's act without seeing the current frame. Raise UserError if what the run saw and did,
+    according to its run.json, is not `spaces`.
     """
+    trained = read_spaces(directory.parent / "run.json") or spaces
+    for own, other in ((trained.observation, spaces.observation), (trained.action, spaces.action)):
+        if own != other:
+            raise UserError(f"{directory}: trained with {own}, but the environment has {other}")
     models, original = make_models(config, spaces, execution.device), False
     for model, path in zip(models, checkpoint_files(directory, step), strict=True):
         weights = load_weights(path)

@@ -364,6 +364,14 @@ def test_settings_that_change_a_score_stand_in_its_row(runs: Path, folder: str) 
     assert "Environment.StickyActions=0.0" in [row[-1] for row in table(runs, "git") if row[0] == "50"]
 
 
+def test_settings_of_another_environment_than_was_trained_in_are_refused(runs: Path) -> None:
+    result = evaluate(
+        runs, "-run_name=storm", "-checkpoints=50", "-num_episodes=1", "Environment.FullActionSpace=True"
+    )
+    assert result.code == 2
+    assert "trained with 14 discrete actions, but the environment has 18 discrete actions" in result.error
+
+
 def test_checkpoints_that_were_finished_before_an_interruption_keep_their_rows(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
