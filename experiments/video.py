@@ -56,6 +56,8 @@ MODELS = {  # name → config, overrides
     "masked": ("GITSTORM-video", ["Models.MaskGit.KLOver=masked"]),
     "all": ("GITSTORM-video", ["Models.MaskGit.KLOver=all"]),
 }
+SMALL_CODE = ("StemChannels=8", "NumLatents=16", "NumClasses=16", "ReconstructionWeight=1")
+SETTINGS = {"twins": [f"Models.WorldModel.{setting}" for setting in SMALL_CODE]}  # enough for 16 pictures
 PLANS = "1/1/1,2/2/1,4/4/1,8/8/2"
 WINDOWS = 256
 STRIPS = 1  # windows in the picture
@@ -93,7 +95,7 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
         f"BasicSettings.Seed={seed}",
     ]
     settings += [f"JointTrainAgent.{key}={steps}" for key in ("SampleMaxSteps", "SaveEverySteps")]
-    training.train(name, config, [*settings, *overrides], Path.cwd())
+    training.train(name, config, [*settings, *SETTINGS.get(data, []), *overrides], Path.cwd())
     return {"data": data, "model": model, "seed": seed, **run_facts(name, Path.cwd())}
 
 
