@@ -85,7 +85,8 @@ def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) ->
     bar.update(min(now, task.SampleMaxSteps) - min(before, task.SampleMaxSteps))
     if crossed(before, now, task.LogEverySteps):
         run.log()
-        bar.set_postfix_str(f"last return {run.last_return:g}")
+        if run.plays:
+            bar.set_postfix_str(f"last return {run.last_return:g}")
         with saved_if_refused(run):
             run.learner.stop_if_diverged(task.MaxBadUpdates)
     if crossed(before, now, task.EvalEverySteps):

@@ -18,6 +18,8 @@ from run_files.clip_files import ClipFile, find_clips
 from sub_models.batch import Batch
 from utils import UserError, disk_errors
 
+MOST_ACTIONS = 2**16  # classes
+
 
 class Clips:
     """The training clips or the held-out ones of a run, resized once into a temporary file.
@@ -58,8 +60,10 @@ class Clips:
             raise UserError(f"{self._source}: no {kind} clip has {shortest} frames, the length of a window")
         short = sum(length < shortest for length in lengths)
         self.notes += [f"{short} {kind} clips are shorter than {shortest} frames"] if short else []
-        self.names = [self._name(clip) for clip, _ in chosen]
-        self.others = [self._name(clip) for clip in clips if (clip in held) != held_out]
+        if not held:
+            self.notes.append("no clip is held out: predictions cannot be judged")
+        self.files = {self._name(clip): clip.fingerprint() for clip, _ in chosen}
+        self.others = {self._name(clip): clip.fingerprint() for clip in clips if (clip in held) != held_out}
         self.lengths = torch.tensor(lengths)
         self._first = self.lengths.cumsum(0) - self.lengths
         self._actions = torch.from_numpy(np.concatenate(rows))
@@ -129,16 +133,16 @@ class Clips:
         """Return no rows: the clips stay where they are."""
         return {}
 
-    def state_dict(self) -> dict[str, list[str]]:
-        """Return the names of the clips."""
-        return {"clips": self.names}
+    def state_dict(self) -> dict[str, dict[str, str]]:
+        """Return the names of the clips, and what tells their files from others."""
+        return {"clips": self.files}
 
-    def load_state_dict(self, state: dict[str, list[str]]) -> list[str]:
+    def load_state_dict(self, state: dict[str, dict[str, str]]) -> list[str]:
         """Check that these are the clips that the run began with; raise UserError if not."""
-        if state["clips"] != self.names:
+        if state["clips"] != self.files:
             raise UserError(
                 f"{self._source}: its training clips are not those that the run began with "
-                f"({len(state['clips'])} then, {len(self.names)} now)"
+                f"({len(state['clips'])} then, {len(self.files)} now)"
             )
         return []
 
@@ -161,12 +165,14 @@ def action_spec(clips: list[ClipFile], actions: list[np.ndarray | None]) -> Acti
             raise UserError(f"{clip.path}: has no actions, which other clips have")
         discrete = action.dtype.kind in "iu" and action.ndim == 1
         low, high = (action.min(), action.max()) if action.size else (0, 0)
-        if not (
-            low >= 0 if discrete else action.dtype.kind == "f" and action.ndim == 2 and -1 <= low <= high <= 1
-        ):
+        if discrete:
+            fits = 0 <= low <= high < MOST_ACTIONS
+        else:
+            fits = action.dtype.kind == "f" and action.ndim == 2 and -1 <= low <= high <= 1
+        if not fits:
             raise UserError(
                 f"{clip.path}: its actions are {action.dtype} {action.shape} from {low} to {high}, expected "
-                "integers (T,) from 0 on, or floats (T, n) in [-1, 1]"
+                f"integers (T,) from 0 on, below {MOST_ACTIONS}, or floats (T, n) in [-1, 1]"
             )
         specs.append(("discrete", int(high) + 1) if discrete else ("continuous", action.shape[1]))
         if specs[-1][0] != specs[0][0] or (not discrete and specs[-1] != specs[0]):

@@ -14,6 +14,13 @@ from utils import OneLineParser, UserError
 
 DESCRIPTION = "Scores saved checkpoints: python eval.py -run_name=NAME"
 PLAN = re.compile(r"([1-9]\d{0,3})/([1-9]\d{0,3})/(\d{1,3})")  # T_draft/T_revise/M
+SCORING = ("num_episodes", "num_envs", "protocol", "record_video", "record_dream")
+JUDGING = ("plans", "beside", "fvd_network", "frame_features", "lpips_network")
+UNREAD = {  # what is asked for → options that it does not read
+    "-video": ("world_model", "greedy", *SCORING),
+    "-world_model": (*SCORING, *JUDGING),
+    "scores": JUDGING,
+}
 SETTINGS = {  # option → the setting that it overrides
     "num_episodes": "Evaluation.NumEpisodes",
     "num_envs": "Evaluation.NumEnvs",
@@ -77,6 +84,15 @@ def read_plans(text: str) -> list[tuple[int, int, int]]:
     return plans
 
 
+def check_modes(options: argparse.Namespace) -> None:
+    """Raise UserError for an option that what is asked for does not read."""
+    asked = "-video" if options.video else "-world_model" if options.world_model else "scores"
+    for name in UNREAD[asked]:
+        if getattr(options, name):
+            why = "goes with -video only" if name in JUDGING else f"does not go with {asked}"
+            raise UserError(f"-{name}: {why}")
+
+
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Read a command line; raise UserError, by its option's name, for a value that is impossible."""
     options = make_parser().parse_args(arguments)
@@ -86,9 +102,11 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
                 read_value(key, getattr(options, name))
     if options.run_name is None:  # after unknown options, which may be meant for it
         raise UserError("-run_name=NAME is missing; see python eval.py --help")
+    check_modes(options)
     for text in options.overrides:
-        if not text.startswith(("Environment.", "Evaluation.", "VideoPrediction.")):
-            raise UserError(f"{text!r}: must be an option, or a setting of Environment or Evaluation")
+        sections = ("Evaluation", "VideoPrediction") if options.video else ("Environment", "Evaluation")
+        if text.split(".")[0] not in sections:
+            raise UserError(f"{text!r}: must be an option, or a setting of {' or '.join(sections)}")
         if text.startswith("VideoPrediction.HeldOutShare="):
             raise UserError(f"{text!r}: what is held out was settled when the run began")
     options.plans = read_plans(options.plans)

@@ -46,14 +46,17 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         "steps", "frames in all (default 20000); the last episode ends with them", type=int, default=20_000
     )
     option("seed", "of the environment and of random play (default 0)", type=int, default=0)
-    option("checkpoint", "of the run: last (default), or a step", default="last")
-    option("device", "auto (default), cuda, cuda:N, mps or cpu", default="auto")
+    option("checkpoint", "of the run: last (default), or a step", metavar="STEP")
+    option("device", "of the run's networks: auto (default), cuda, cuda:N, mps or cpu")
     option("without_actions", "leave the actions out", action="store_true")
     meaning = "settings of Environment, or with -random any, as BasicSettings.ImageSize=32"
     parser.add_argument("overrides", nargs="*", metavar="Section.Key=value", help=meaning)
     options = parser.parse_args(arguments)
     if (options.run_name is None) == (options.random is None):
         raise UserError("one of -run_name=NAME and -random=ENV; see python -m evaluation.record --help")
+    for name in ("checkpoint", "device"):
+        if options.random is not None and getattr(options, name) is not None:
+            raise UserError(f"-{name}: does not go with -random")
     for name, least in (("steps", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"-{name}={getattr(options, name)}: must be {least} or more")
@@ -68,7 +71,7 @@ def open_play(options: argparse.Namespace) -> tuple[Policy | RandomPlay, VectorE
     if options.random is not None:
         config = load_config([f"BasicSettings.env_name={options.random}", *options.overrides])
     else:
-        policy = load_policy(options.run_name, options.checkpoint, device=options.device)
+        policy = load_policy(options.run_name, options.checkpoint or "last", device=options.device or "auto")
         config = apply_overrides(policy.config, options.overrides)
     environment = evaluation_environment(config, 1, options.seed, purpose="recorded clips")
     seen = environment.spaces.observation

@@ -12,9 +12,10 @@ from configuration.schema import Config
 from evaluation.options import SETTINGS
 from evaluation.policies import choose_steps
 from run_files.directory import RunDirectory, as_outputs, find_run
-from utils import UserError
+from utils import UserError, as_file_name
 
 SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
+JUDGED = ("Evaluation.", "VideoPrediction.")
 UNSCORED = ("Environment.StepTimeout", "Environment.MaxFaults")  # all others may change a score
 
 
@@ -27,7 +28,8 @@ class Target:
     checkpoints: Path
     steps: list[int]
     as_release: bool  # first to finish, and the release's habits of seeding and counting
-    settings: str  # what differs from the run's own, as in the evaluation table
+    settings: str  # of the environment that differ from the run's own, as in the evaluation table
+    judged: str  # keys of Evaluation and VideoPrediction that do
 
     @property
     def num_envs(self) -> int:
@@ -38,6 +40,11 @@ class Target:
     def seed(self) -> int:
         """The evaluation's seed."""
         return self.config.BasicSettings.Seed
+
+    def file_name(self, what: str, *details: str) -> str:
+        """Return the name, without an ending, of what is said of the last checkpoint under these settings."""
+        name = f"{what}-{self.steps[-1]}-seed_{self.seed}"
+        return as_file_name(" ".join(filter(None, (name, self.settings, self.judged, *details))))
 
 
 def read_target(options: argparse.Namespace) -> Target:
@@ -52,6 +59,7 @@ def read_target(options: argparse.Namespace) -> Target:
     config = override(own, options)
     changed = {key: new for key, _, new in differences(own, config) if key not in UNSCORED}
     scored = [f"{key}={new}" for key, new in changed.items() if key.startswith("Environment.")]
+    judged = [f"{key.split('.')[1]}={new}" for key, new in changed.items() if key.startswith(JUDGED)]
     foreign = [] if checkpoints.absolute() == run.checkpoints.absolute() else ["ckpt_dir"]
     foreign += [] if run.config_file.is_file() else ["config_path", "env_name"]
     return Target(
@@ -62,6 +70,7 @@ def read_target(options: argparse.Namespace) -> Target:
         as_release=options.protocol == "release"
         or (options.protocol is None and config.BasicSettings.ReleaseQuirks),
         settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + scored),
+        judged=" ".join(judged),
     )
 
 

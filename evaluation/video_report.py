@@ -23,7 +23,7 @@ from evaluation.video_metrics import FrameNetwork, Network, frame_scores
 from evaluation.video_prediction import COPY, Judgement, Measure, copies, judge, predictors_of
 from run_files.manifest import read_json
 from run_files.provenance import machine_facts
-from utils import UserError, as_file_name, resolve_device, write_atomically
+from utils import UserError, resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
 BATCH = 32  # windows that are predicted at once
@@ -44,8 +44,9 @@ def report_video(target: Target, options: argparse.Namespace) -> None:
     """Judge the last checkpoint of a run, and of those beside it, print and write the result."""
     result, found = judge_runs(target, options)
     print(table(result))
-    name = f"video-{target.steps[-1]}-seed_{target.seed} {target.settings}"
-    path = target.run.shown / as_file_name(name.strip())
+    plans = ["-".join(map(str, plan)) for plan in options.plans]
+    beside = [f"beside {' '.join(options.beside)}"] if options.beside else []
+    path = target.run.shown / target.file_name("video", *plans, *beside)
     written = write_report(result, found, target.config.Evaluation.VideoWindows, path)
     print(f"wrote {', '.join(map(str, written))}")
 
@@ -67,6 +68,8 @@ def judge_runs(
     others = [argparse.Namespace(**{**vars(options), "run_name": name}) for name in options.beside]
     targets = [target, *map(read_target, others)]
     check_same_split(targets)
+    if options.plans and all(each.config.JointTrainAgent.ModelType == "STORM" for each in targets):
+        raise UserError("-plans: none of the runs has a MaskGIT prior")
     config, video = target.config, target.config.VideoPrediction
     execution = Execution(config.BasicSettings, resolve_device(config.BasicSettings.device))
     features = {}
@@ -94,7 +97,7 @@ def judge_runs(
         "horizon": video.Horizon,
         "windows": found.windows,
         "group": min(video.Clips, found.windows),
-        "clips": clips.names,
+        "clips": list(clips.files),
         "notes": clips.notes,
         "predictors": found.results,
     }, found
@@ -107,8 +110,10 @@ def saved_config(target: Target) -> Config:
 
 def check_same_split(targets: list[Target]) -> None:
     """Raise UserError unless all were trained on the same part of the same clips."""
-    kinds = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for target in targets:
+        if target.run.name in kinds:
+            raise UserError(f"-beside: two runs are named {target.run.name}")
         config = saved_config(target)
         settings = config.BasicSettings
         if config.Task != "VideoPrediction":
@@ -130,10 +135,11 @@ def check_same_split(targets: list[Target]) -> None:
 def check_never_trained_on(clips: Clips, targets: list[Target]) -> None:
     """Raise UserError if a run was trained when other clips were held out."""
     for target in targets:
-        names = read_json(target.run.status_file).get("held_out")
-        new = sorted(set(clips.names) - set(names or []))
-        if names is None or new:
-            which = f"{new[0]} was not held out" if names else "its run.json does not say what was held out"
+        known = read_json(target.run.status_file).get("held_out")
+        known = known if isinstance(known, dict) else {}
+        new = [name for name, mark in clips.files.items() if known and known.get(name) != mark]
+        if not known or new:
+            which = f"{new[0]} was not held out" if new else "its run.json does not say what was held out"
             raise UserError(f"run {target.run.name}: {which} when it was trained; are the clips others now?")
 
 

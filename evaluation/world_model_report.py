@@ -14,7 +14,7 @@ from compute.execution import Execution
 from evaluation.predictions import measure
 from evaluation.target import Target
 from run_files.loggers import encode_gif
-from utils import as_file_name, resolve_device, write_atomically
+from utils import resolve_device, write_atomically
 
 DOTS_PER_INCH = 120
 VIDEO_FPS = 5.0  # slow enough to compare
@@ -40,8 +40,7 @@ def report_world_model(target: Target) -> None:
     execution = Execution(settings, resolve_device(settings.device))
     result, video = measure(target.config, execution, target.checkpoints, target.steps[-1], settings.Seed)
     print(table(result))
-    name = as_file_name(f"world_model-{target.steps[-1]}-seed_{settings.Seed} {target.settings}".strip())
-    paths = write_report(result, video, target.run.shown / name)
+    paths = write_report(result, video, target.run.shown / target.file_name("world_model"))
     print(f"wrote {', '.join(map(str, paths))}")
 
 

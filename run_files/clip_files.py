@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from run_files.array_files import read_arrays
@@ -20,6 +22,9 @@ ARRAYS, HDF5, FILMS = (".npz",), (".hdf5", ".h5"), (".mp4", ".gif")
 VIDEOS, ACTIONS = ("video", "obs", "observations"), ("actions", "action")  # TECO's, ours and Minari's names
 READERS = {".gif": {"plugin": "pillow", "mode": "RGB"}, ".mp4": {"plugin": "FFMPEG"}}  # of imageio
 PIECE = 64  # frames that are read at once
+TAIL = (
+    2**16
+)  # bytes at the end of a file that tell it from others; a zip's have the checksums of its contents
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,27 @@ class ClipFile:
     path: Path
     group: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Ending of the file's name."""
+        return self.path.suffix.lower()
+
+    def fingerprint(self) -> str:
+        """Return what tells this file from one that takes its name."""
+        with reading(self.path), self.path.open("rb") as file:
+            size = self.path.stat().st_size
+            file.seek(max(0, size - TAIL))
+            return f"{size}-{zlib.crc32(file.read()):08x}"
+
     def actions(self) -> np.ndarray | None:
         """Return the actions, one for each frame or for each but the last; None if there are none."""
         name = None
         with reading(self.path):
-            if self.path.suffix in ARRAYS:
+            if self.kind in ARRAYS:
                 with zipfile.ZipFile(self.path) as file:
                     name = _first(ACTIONS, [each.removesuffix(".npy") for each in file.namelist()])
                 return read_arrays(self.path, [name])[name] if name else None
-            if self.path.suffix in HDF5:
+            if self.kind in HDF5:
                 with _h5py().File(self.path) as file:
                     name = _first(ACTIONS, file[f"/{self.group}"])
                     return file[f"/{self.group}"][name][()] if name else None
@@ -46,16 +63,14 @@ class ClipFile:
     def frames(self) -> Iterator[np.ndarray]:
         """Yield pieces, uint8 (n, H, W, 3), of all frames in their order."""
         with reading(self.path):
-            if self.path.suffix in ARRAYS:
+            if self.kind in ARRAYS:
                 yield from _npz_frames(self.path)
-            elif self.path.suffix in HDF5:
+            elif self.kind in HDF5:
                 with _h5py().File(self.path) as file:
                     group = file[f"/{self.group}"]
-                    video = group[_named(self.path, group)]
-                    _check(self.path, video.dtype, video.shape)
-                    yield from (video[start : start + PIECE] for start in range(0, len(video), PIECE))
+                    yield from _hdf5_frames(self.path, group[_named(self.path, group)])
             else:
-                yield from (frame[None] for frame in _film(self.path))
+                yield from (frame[None] for frame in _film(self.path, self.kind))
 
 
 def find_clips(source: Path) -> list[ClipFile]:
@@ -66,7 +81,7 @@ def find_clips(source: Path) -> list[ClipFile]:
     """
     found = sorted(source.rglob("*")) if source.is_dir() else [source]
     endings = (*ARRAYS, *HDF5, *FILMS)
-    paths = [path for path in found if path.is_file() and path.suffix in endings]
+    paths = [path for path in found if path.is_file() and path.suffix.lower() in endings]
     if not source.exists():
         raise UserError(f"{source}: does not exist")
     if not paths:
@@ -75,7 +90,7 @@ def find_clips(source: Path) -> list[ClipFile]:
 
 
 def _clips_of(path: Path) -> list[ClipFile]:
-    if path.suffix not in HDF5:
+    if ClipFile(path).kind not in HDF5:
         return [ClipFile(path)]
     with reading(path), _h5py().File(path) as file:
         groups = [name for name in file if "observations" in getattr(file[name], "keys", list)()]
@@ -96,11 +111,25 @@ def _npz_frames(path: Path) -> Iterator[np.ndarray]:
                 yield np.frombuffer(member.read(count * size), np.uint8).reshape(count, *shape[1:])
 
 
-def _film(path: Path) -> Iterator[np.ndarray]:
+def _hdf5_frames(path: Path, video: Any) -> Iterator[np.ndarray]:
+    if getattr(video, "ndim", 0) == 1 and video.dtype == object:  # Minari's pictures, each a JPEG file
+        for encoded in video:
+            frame = cv2.imdecode(np.asarray(encoded, np.uint8), cv2.IMREAD_COLOR)
+            if frame is None:
+                raise UserError(f"{path}: one of its pictures is not a JPEG file")
+            yield frame[None, :, :, ::-1]
+        return
+    if not hasattr(video, "dtype"):
+        raise UserError(f"{path}: its observations are several arrays ({', '.join(video)}), not pictures")
+    _check(path, video.dtype, video.shape)
+    yield from (video[start : start + PIECE] for start in range(0, len(video), PIECE))
+
+
+def _film(path: Path, kind: str) -> Iterator[np.ndarray]:
     iio = import_optional("imageio.v3")
-    if not (_gif_is_whole if path.suffix == ".gif" else _mp4_is_whole)(path):
+    if not (_gif_is_whole if kind == ".gif" else _mp4_is_whole)(path):
         raise UserError(f"{path}: is damaged or cut off")  # decoders return the frames that are left
-    for frame in iio.imiter(path, **READERS[path.suffix]):
+    for frame in iio.imiter(path, **READERS[kind]):
         _check(path, frame.dtype, (1, *frame.shape))
         yield frame
 

@@ -54,7 +54,7 @@ COUNTS = (
     "evaluation_due",
     "threads",
 )
-PARTS = ("learner", "streams", "policy", "environment", "logger")  # these through their state_dict
+PARTS = ("environment", "learner", "streams", "policy", "logger")  # these through their state_dict
 
 
 class StopRequest:

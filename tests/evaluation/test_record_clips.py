@@ -67,6 +67,7 @@ def test_an_agent_is_recorded_with_what_it_did(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     assert "one of -run_name" in recorded(tmp_path, "-steps=3").error
     assert "-steps=0" in recorded(tmp_path, *DIGITS, "-steps=0").error
+    assert "-device: does not go with -random" in recorded(tmp_path, *DIGITS, "-device=cpu").error
     assert "not in colour" in recorded(tmp_path, "-random=Diagnostic/Reach-v0").error
     assert (
         "must be a setting of Environment" in recorded(tmp_path, "-run_name=x", "BasicSettings.Seed=1").error

@@ -151,6 +151,12 @@ def judged(folder: Path, *arguments: str) -> Result:
     return evaluate(folder, "-video", *SHORT, *arguments)
 
 
+def newest(folder: Path, run: str, pattern: str) -> Path:
+    """Return the last report of a run."""
+    paths = (folder / "outputs/eval_result" / run).glob(f"{pattern}.json")
+    return max(paths, key=lambda path: path.stat().st_mtime)
+
+
 class TinyFrameNetwork:
     def __init__(self, device: torch.device) -> None: ...
 
@@ -167,10 +173,10 @@ def test_held_out_clips_are_judged_and_pictured(
     runs = ("-run_name=git", "-beside=storm", "-plans=1/1/1,2/2/1")
     result = judged(folder, *runs, *networks)
     assert result.code == 0, result.error
-    path = folder / "outputs/eval_result/git/video-6-seed_0"
-    report = json.loads(path.with_suffix(".json").read_text())
+    path = newest(folder, "git", "video-6-seed_0*_1-1-1_2-2-1_beside_storm")
+    report = json.loads(path.read_text())
     run = json.loads((folder / "outputs/git/run.json").read_text())
-    assert report["clips"] == run["held_out"] and len(report["clips"]) == 2
+    assert report["clips"] == list(run["held_out"]) and len(report["clips"]) == 2
     assert [*report["predictors"]] == [COPY, "git 1/1/1", "git 2/2/1", "storm"]
     assert report["windows"] == 6
     for name, found in report["predictors"].items():
@@ -181,10 +187,10 @@ def test_held_out_clips_are_judged_and_pictured(
         assert min(found["fvd"], found["frechet_efficientnet_lite0"]) >= 0
         assert name == COPY or 1 <= found["code_perplexity"] <= 5
     for ending in (".png", "_strip.png"):
-        with Image.open(path.with_name(path.name + ending)) as picture:
+        with Image.open(path.with_name(path.stem + ending)) as picture:
             assert min(picture.size) > 200
     again = judged(folder, *runs, *networks)
-    same = json.loads(path.with_suffix(".json").read_text())
+    same = json.loads(path.read_text())
     assert again.code == 0
     for each in (report, same):
         for found in each["predictors"].values():
@@ -197,7 +203,7 @@ def test_another_seed_draws_anew_on_the_same_clips(folder: Path) -> None:
     for seed in (0, 5):
         more = (f"-seed={seed}", "VideoPrediction.Clips=2", "VideoPrediction.Groups=4")
         assert judged(folder, "-run_name=storm", *more).code == 0
-        path = folder / f"outputs/eval_result/storm/video-6-seed_{seed}.json"
+        path = newest(folder, "storm", f"video-6-seed_{seed}*Clips_2*")
         reports.append(json.loads(path.read_text()))
     one, other = reports
     assert one["clips"] == other["clips"] and one["windows"] == 8 and one["group"] == 2
@@ -214,6 +220,11 @@ def test_mistakes_are_named(folder: Path) -> None:
         "other clips were held out: BasicSettings.Seed is 1, not 0"
         in judged(folder, "-run_name=storm", "-beside=other").error
     )
+    assert "two runs are named storm" in judged(folder, "-run_name=storm", "-beside=storm").error
+    assert "none of the runs has a MaskGIT" in judged(folder, "-run_name=storm", "-plans=1/1/1").error
+    assert "-greedy: does not go with -video" in judged(folder, "-run_name=storm", "-greedy").error
+    assert "-plans: goes with -video only" in evaluate(folder, "-run_name=git", "-plans=1/1/1").error
+    assert "Evaluation or VideoPrediction" in judged(folder, "-run_name=git", "Models.Agent.Gamma=1").error
     assert "-plans=4/4" in judged(folder, "-run_name=git", "-plans=4/4").error
     assert "at most 4 groups" in judged(folder, "-run_name=git", "-plans=5/5/1").error
     assert "HeldOutShare" in judged(folder, "-run_name=storm", "VideoPrediction.HeldOutShare=0.5").error
@@ -233,6 +244,18 @@ def test_clips_that_may_have_been_trained_on_are_refused(tmp_path: Path) -> None
     error = judged(tmp_path, "-run_name=run").error
     assert "was not held out when it was trained" in error
     assert not any(f"{name} was not held out" in error for name in run["held_out"])
+
+
+def test_a_clip_that_took_the_name_of_a_held_out_one_is_refused(tmp_path: Path) -> None:
+    source = make_clips(tmp_path / "clips")
+    assert learn(tmp_path, "run", source).code == 0
+    names = [f"{number}.npz" for number in range(5)]
+    for name in names:
+        (source / name).rename(source / f"was_{name}")
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        (source / f"was_{other}").rename(source / name)
+    result = judged(tmp_path, "-run_name=run")
+    assert result.code == 2 and "was not held out when it was trained" in result.error
 
 
 def test_a_run_that_played_a_game_has_no_held_out_clips(tmp_path: Path) -> None:

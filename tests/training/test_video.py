@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kill_and_compare import differences
+from PIL import Image
 from tiny_runs import GIT_STORM, Result, evaluate, metrics, train
 
 from configuration.schema import Config
@@ -76,17 +78,29 @@ def check_format(source: Path, size: int, loss: int = 0) -> None:
         assert np.abs(found - moving(number, size)).max() <= loss
 
 
-@pytest.mark.parametrize("kind", ["npz", "compressed", "hdf5", "minari", "gif", "mp4"])
+def as_jpeg(frame: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=95, subsampling=0)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["npz", "compressed", "hdf5", "minari", "minari jpeg", "gif", "mp4", "MP4"])
 def test_every_format_is_read(tmp_path: Path, kind: str) -> None:
-    size = 32 if kind == "mp4" else SIZE
+    size = 32 if kind.lower() == "mp4" else SIZE
     videos = [moving(number, size) for number in range(3)]
     actions = np.arange(LENGTH) % 3
-    if kind == "minari":
+    if kind.startswith("minari"):
         import h5py
 
         with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
             for number, video in enumerate(videos):
-                file[f"episode_{number}/observations"] = video
+                if kind == "minari":
+                    file[f"episode_{number}/observations"] = video
+                else:  # of Minari 0.5, if its package makes the file
+                    kept = (LENGTH,), h5py.vlen_dtype(np.uint8)
+                    stored = file.create_dataset(f"episode_{number}/observations", *kept)
+                    for step, frame in enumerate(video):
+                        stored[step] = as_jpeg(frame)
                 file[f"episode_{number}/actions"] = actions[:-1]
     for number, video in enumerate(videos):
         path = tmp_path / str(number)
@@ -98,13 +112,13 @@ def test_every_format_is_read(tmp_path: Path, kind: str) -> None:
 
             with h5py.File(f"{path}.hdf5", "w") as file:
                 file["video"], file["actions"] = video, actions
-        elif kind in ("gif", "mp4"):
+        elif kind.lower() in ("gif", "mp4"):
             import imageio.v3 as iio
 
-            iio.imwrite(f"{path}.{kind}", video, **({"fps": 15} if kind == "mp4" else {}))
-    check_format(tmp_path, size, {"gif": 3, "mp4": 12}.get(kind, 0))
+            iio.imwrite(f"{path}.{kind}", video, **({} if kind == "gif" else {"fps": 15}))
+    check_format(tmp_path, size, {"gif": 3, "mp4": 12, "minari jpeg": 12}.get(kind.lower(), 0))
     clips = clips_of(tmp_path)
-    assert clips.spaces.action.size == (1 if kind in ("gif", "mp4") else 3)
+    assert clips.spaces.action.size == (1 if kind.lower() in ("gif", "mp4") else 3)
 
 
 def test_demonstrations_are_clips(tmp_path: Path) -> None:
@@ -122,6 +136,7 @@ BROKEN: dict[str, Any] = {
     "nameless": {"frames": clip(0)},
     "few_actions": {"video": clip(0), "actions": np.zeros(5, int)},
     "negative": {"video": clip(0), "actions": np.full(LENGTH, -1)},
+    "huge": {"video": clip(0), "actions": np.full(LENGTH, 2**40)},
     "outside": {"video": clip(0), "actions": np.full((LENGTH, 2), 1.5)},
     "objects": {"video": np.array([None])},
     "short": {"video": clip(0, 4)},
@@ -200,18 +215,19 @@ def test_held_out_clips_are_never_trained_on(source: Path) -> None:
     splits = set()
     for seed in range(6):
         training, held_out = clips_of(source, seed=seed), clips_of(source, True, seed)
-        assert len(training.names) == 3 and len(held_out.names) == 2
-        assert not set(training.names) & set(held_out.names)
-        assert clips_of(source, seed=seed).names == training.names
+        assert len(training.files) == 3 and len(held_out.files) == 2
+        assert not set(training.files) & set(held_out.files)
+        assert clips_of(source, seed=seed).files == training.files
         batch = training.sample(100, 8, torch.Generator().manual_seed(0))
-        assert set(batch.observation[:, 0, 0, 0, 0].tolist()) == {int(name[0]) for name in training.names}
-        splits.add(tuple(held_out.names))
+        assert set(batch.observation[:, 0, 0, 0, 0].tolist()) == {int(name[0]) for name in training.files}
+        splits.add(tuple(held_out.files))
     assert len(splits) > 1
 
 
 def test_one_clip_is_trained_on(tmp_path: Path) -> None:
     source = make_clips(tmp_path / "one", 1)
-    assert clips_of(source).names == ["0.npz"]
+    assert "no clip is held out" in " ".join(clips_of(source).notes)
+    assert list(clips_of(source).files) == ["0.npz"]
     with pytest.raises(UserError, match="no held-out clip"):
         clips_of(source, True)
 
@@ -304,6 +320,15 @@ def test_a_run_is_not_continued_on_other_clips(tmp_path: Path) -> None:
     np.savez(source / "new.npz", video=clip(9), actions=np.zeros(LENGTH, int))
     for number in range(5):
         (source / f"{number}.npz").rename(source / f"other_{number}.npz")
+    result = learn(tmp_path, "run", source, "JointTrainAgent.SampleMaxSteps=14")
+    assert result.code == 2 and "not those that the run began with" in result.error
+
+
+def test_a_run_is_not_continued_on_clips_that_took_the_names_of_others(tmp_path: Path) -> None:
+    source = make_clips(tmp_path / "clips")
+    assert learn(tmp_path, "run", source).code == 0
+    for number in range(5):
+        np.savez(source / f"{number}.npz", video=clip(9 - number), actions=np.zeros(LENGTH, int))
     result = learn(tmp_path, "run", source, "JointTrainAgent.SampleMaxSteps=14")
     assert result.code == 2 and "not those that the run began with" in result.error
 
