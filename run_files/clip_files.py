@@ -112,7 +112,8 @@ def _npz_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def _hdf5_frames(path: Path, video: Any) -> Iterator[np.ndarray]:
-    if getattr(video, "ndim", 0) == 1 and video.dtype == object:  # Minari's pictures, each a JPEG file
+    form = (str(getattr(video, "dtype", None)), getattr(video, "ndim", 0))
+    if form in (("object", 1), ("uint8", 2)):  # Minari's JPEG files, also of one length all
         for encoded in video:
             frame = cv2.imdecode(np.asarray(encoded, np.uint8), cv2.IMREAD_COLOR)
             if frame is None:

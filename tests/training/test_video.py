@@ -84,7 +84,9 @@ def as_jpeg(frame: np.ndarray) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["npz", "compressed", "hdf5", "minari", "minari jpeg", "gif", "mp4", "MP4"])
+@pytest.mark.parametrize(
+    "kind", ["npz", "compressed", "hdf5", "minari", "minari jpeg", "minari equal jpeg", "gif", "mp4", "MP4"]
+)
 def test_every_format_is_read(tmp_path: Path, kind: str) -> None:
     size = 32 if kind.lower() == "mp4" else SIZE
     videos = [moving(number, size) for number in range(3)]
@@ -96,11 +98,13 @@ def test_every_format_is_read(tmp_path: Path, kind: str) -> None:
             for number, video in enumerate(videos):
                 if kind == "minari":
                     file[f"episode_{number}/observations"] = video
-                else:  # of Minari 0.5, if its package makes the file
-                    kept = (LENGTH,), h5py.vlen_dtype(np.uint8)
-                    stored = file.create_dataset(f"episode_{number}/observations", *kept)
-                    for step, frame in enumerate(video):
-                        stored[step] = as_jpeg(frame)
+                else:  # as Minari 0.5 makes it
+                    files = [as_jpeg(frame) for frame in video]
+                    if "equal" in kind:
+                        longest = max(map(len, files))
+                        files = np.stack([np.pad(each, (0, longest - len(each))) for each in files])
+                    kept = {} if "equal" in kind else {"dtype": h5py.vlen_dtype(np.uint8)}
+                    file.create_dataset(f"episode_{number}/observations", data=files, **kept)
                 file[f"episode_{number}/actions"] = actions[:-1]
     for number, video in enumerate(videos):
         path = tmp_path / str(number)
@@ -116,7 +120,9 @@ def test_every_format_is_read(tmp_path: Path, kind: str) -> None:
             import imageio.v3 as iio
 
             iio.imwrite(f"{path}.{kind}", video, **({} if kind == "gif" else {"fps": 15}))
-    check_format(tmp_path, size, {"gif": 3, "mp4": 12, "minari jpeg": 12}.get(kind.lower(), 0))
+    check_format(
+        tmp_path, size, {"gif": 3, "mp4": 12, "minari jpeg": 12, "minari equal jpeg": 12}.get(kind.lower(), 0)
+    )
     clips = clips_of(tmp_path)
     assert clips.spaces.action.size == (1 if kind.lower() in ("gif", "mp4") else 3)
 
