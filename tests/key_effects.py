@@ -340,7 +340,8 @@ def evaluating(folder: Path, *overrides: str) -> Effects:
     for also in ((), ("-world_model",)):
         assert evaluate(folder, *arguments, *also, *overrides).code == 0
     rows = list(csv.DictReader((results / "run.csv").open()))
-    (judged,) = (results / "run").glob("world_model-*.json")
+    reports = (results / "run").glob("world_model-*.json")  # one of each settings
+    judged = max(reports, key=lambda path: path.stat().st_mtime_ns)
     report = json.loads(judged.read_text())
     with Image.open(judged.with_name(f"{judged.stem}.gif")) as video:
         size = video.size
