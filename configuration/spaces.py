@@ -17,9 +17,6 @@ class ObservationSpec:
         """Name of the dtype that observations are stored and given in."""
         return "uint8" if self.kind == "image" else "float32"
 
-    def __str__(self) -> str:
-        return f"observations {self.kind} {self.shape}"
-
 
 @dataclass(frozen=True)
 class ActionSpec:
@@ -38,9 +35,6 @@ class ActionSpec:
         """Name of the dtype that actions are stored in."""
         return "int64" if self.kind == "discrete" else "float32"
 
-    def __str__(self) -> str:
-        return f"{self.size} {self.kind} actions"
-
 
 @dataclass(frozen=True)
 class Spaces:
@@ -48,3 +42,7 @@ class Spaces:
 
     observation: ObservationSpec
     action: ActionSpec
+
+    def __str__(self) -> str:
+        seen, done = self.observation, self.action
+        return f"{seen.kind} observations {seen.shape} and {done.size} {done.kind} actions"

@@ -14,7 +14,7 @@ from torch import Tensor
 from compute.random_streams import derive_seed
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.clip_files import ClipFile, find_clips
+from run_files.clip_files import ClipFile, find_clips, fingerprint
 from sub_models.batch import Batch
 from utils import UserError, disk_errors
 
@@ -62,8 +62,9 @@ class Clips:
         self.notes += [f"{short} {kind} clips are shorter than {shortest} frames"] if short else []
         if not held:
             self.notes.append("no clip is held out: predictions cannot be judged")
-        self.files = {self._name(clip): clip.fingerprint() for clip, _ in chosen}
-        self.others = {self._name(clip): clip.fingerprint() for clip in clips if (clip in held) != held_out}
+        marks = {path: fingerprint(path) for path in {clip.path for clip in clips}}
+        self.files = {self._name(clip): marks[clip.path] for clip, _ in chosen}
+        self.others = {self._name(clip): marks[clip.path] for clip in clips if (clip in held) != held_out}
         self.lengths = torch.tensor(lengths)
         self._first = self.lengths.cumsum(0) - self.lengths
         self._actions = torch.from_numpy(np.concatenate(rows))

@@ -101,9 +101,8 @@ def load_models(config: Config, spaces: Spaces, execution: Execution, directory:
     according to its run.json, is not `spaces`.
     """
     trained = read_spaces(directory.parent / "run.json") or spaces
-    for own, other in ((trained.observation, spaces.observation), (trained.action, spaces.action)):
-        if own != other:
-            raise UserError(f"{directory}: trained with {own}, but the environment has {other}")
+    if trained != spaces:
+        raise UserError(f"{directory}: trained with {trained}, but here are {spaces}")
     models, original = make_models(config, spaces, execution.device), False
     for model, path in zip(models, checkpoint_files(directory, step), strict=True):
         weights = load_weights(path)

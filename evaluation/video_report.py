@@ -136,10 +136,12 @@ def check_never_trained_on(clips: Clips, targets: list[Target]) -> None:
     """Raise UserError if a run was trained when other clips were held out."""
     for target in targets:
         known = read_json(target.run.status_file).get("held_out")
-        known = known if isinstance(known, dict) else {}
-        new = [name for name, mark in clips.files.items() if known and known.get(name) != mark]
-        if not known or new:
-            which = f"{new[0]} was not held out" if new else "its run.json does not say what was held out"
+        if isinstance(known, dict):
+            new = (name for name, mark in clips.files.items() if known.get(name) != mark)
+            which = next((f"{name} was not held out" for name in new), None)
+        else:
+            which = "its run.json does not say what was held out"
+        if which is not None:
             raise UserError(f"run {target.run.name}: {which} when it was trained; are the clips others now?")
 
 

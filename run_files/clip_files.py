@@ -22,9 +22,7 @@ ARRAYS, HDF5, FILMS = (".npz",), (".hdf5", ".h5"), (".mp4", ".gif")
 VIDEOS, ACTIONS = ("video", "obs", "observations"), ("actions", "action")  # TECO's, ours and Minari's names
 READERS = {".gif": {"plugin": "pillow", "mode": "RGB"}, ".mp4": {"plugin": "FFMPEG"}}  # of imageio
 PIECE = 64  # frames that are read at once
-TAIL = (
-    2**16
-)  # bytes at the end of a file that tell it from others; a zip's have the checksums of its contents
+TAIL = 2**16  # bytes at the end of a file; those of a zip have the checksums of what is in it
 
 
 @dataclass(frozen=True)
@@ -34,27 +32,15 @@ class ClipFile:
     path: Path
     group: str = ""
 
-    @property
-    def kind(self) -> str:
-        """Ending of the file's name."""
-        return self.path.suffix.lower()
-
-    def fingerprint(self) -> str:
-        """Return what tells this file from one that takes its name."""
-        with reading(self.path), self.path.open("rb") as file:
-            size = self.path.stat().st_size
-            file.seek(max(0, size - TAIL))
-            return f"{size}-{zlib.crc32(file.read()):08x}"
-
     def actions(self) -> np.ndarray | None:
         """Return the actions, one for each frame or for each but the last; None if there are none."""
         name = None
         with reading(self.path):
-            if self.kind in ARRAYS:
+            if _ending(self.path) in ARRAYS:
                 with zipfile.ZipFile(self.path) as file:
                     name = _first(ACTIONS, [each.removesuffix(".npy") for each in file.namelist()])
                 return read_arrays(self.path, [name])[name] if name else None
-            if self.kind in HDF5:
+            if _ending(self.path) in HDF5:
                 with _h5py().File(self.path) as file:
                     name = _first(ACTIONS, file[f"/{self.group}"])
                     return file[f"/{self.group}"][name][()] if name else None
@@ -63,14 +49,14 @@ class ClipFile:
     def frames(self) -> Iterator[np.ndarray]:
         """Yield pieces, uint8 (n, H, W, 3), of all frames in their order."""
         with reading(self.path):
-            if self.kind in ARRAYS:
+            if _ending(self.path) in ARRAYS:
                 yield from _npz_frames(self.path)
-            elif self.kind in HDF5:
+            elif _ending(self.path) in HDF5:
                 with _h5py().File(self.path) as file:
                     group = file[f"/{self.group}"]
                     yield from _hdf5_frames(self.path, group[_named(self.path, group)])
             else:
-                yield from (frame[None] for frame in _film(self.path, self.kind))
+                yield from (frame[None] for frame in _film(self.path))
 
 
 def find_clips(source: Path) -> list[ClipFile]:
@@ -81,7 +67,7 @@ def find_clips(source: Path) -> list[ClipFile]:
     """
     found = sorted(source.rglob("*")) if source.is_dir() else [source]
     endings = (*ARRAYS, *HDF5, *FILMS)
-    paths = [path for path in found if path.is_file() and path.suffix.lower() in endings]
+    paths = [path for path in found if path.is_file() and _ending(path) in endings]
     if not source.exists():
         raise UserError(f"{source}: does not exist")
     if not paths:
@@ -89,8 +75,20 @@ def find_clips(source: Path) -> list[ClipFile]:
     return [clip for path in paths for clip in _clips_of(path)]
 
 
+def fingerprint(path: Path) -> str:
+    """Return what tells a file from one that takes its name."""
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        file.seek(max(0, size - TAIL))
+        return f"{size}-{zlib.crc32(file.read()):08x}"
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
+
+
 def _clips_of(path: Path) -> list[ClipFile]:
-    if ClipFile(path).kind not in HDF5:
+    if _ending(path) not in HDF5:
         return [ClipFile(path)]
     with reading(path), _h5py().File(path) as file:
         groups = [name for name in file if "observations" in getattr(file[name], "keys", list)()]
@@ -118,7 +116,7 @@ def _hdf5_frames(path: Path, video: Any) -> Iterator[np.ndarray]:
             frame = cv2.imdecode(np.asarray(encoded, np.uint8), cv2.IMREAD_COLOR)
             if frame is None:
                 raise UserError(f"{path}: one of its pictures is not a JPEG file")
-            yield frame[None, :, :, ::-1]
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)[None]
         return
     if not hasattr(video, "dtype"):
         raise UserError(f"{path}: its observations are several arrays ({', '.join(video)}), not pictures")
@@ -126,8 +124,8 @@ def _hdf5_frames(path: Path, video: Any) -> Iterator[np.ndarray]:
     yield from (video[start : start + PIECE] for start in range(0, len(video), PIECE))
 
 
-def _film(path: Path, kind: str) -> Iterator[np.ndarray]:
-    iio = import_optional("imageio.v3")
+def _film(path: Path) -> Iterator[np.ndarray]:
+    iio, kind = import_optional("imageio.v3"), _ending(path)
     if not (_gif_is_whole if kind == ".gif" else _mp4_is_whole)(path):
         raise UserError(f"{path}: is damaged or cut off")  # decoders return the frames that are left
     for frame in iio.imiter(path, **READERS[kind]):

@@ -54,7 +54,13 @@ COUNTS = (
     "evaluation_due",
     "threads",
 )
-PARTS = ("environment", "learner", "streams", "policy", "logger")  # these through their state_dict
+PARTS = (
+    "environment",
+    "learner",
+    "streams",
+    "policy",
+    "logger",
+)  # these through their state_dict, data first
 
 
 class StopRequest:

@@ -369,7 +369,7 @@ def test_settings_of_another_environment_than_was_trained_in_are_refused(runs: P
         runs, "-run_name=storm", "-checkpoints=50", "-num_episodes=1", "Environment.FullActionSpace=True"
     )
     assert result.code == 2
-    assert "trained with 14 discrete actions, but the environment has 18 discrete actions" in result.error
+    assert "14 discrete actions, but here are image observations (16, 16, 3) and 18 discrete" in result.error
 
 
 def test_checkpoints_that_were_finished_before_an_interruption_keep_their_rows(
