@@ -68,9 +68,17 @@ class MultiHeadAttention(nn.Module):
         self.query_key_value = Linear(width, 3 * width, bias=bias)
         self.output = Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries, keys and values of x (B, T, width), (B, heads, T, head_dim) each."""
         parts = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, T, head_dim) each
+        return parts.permute(2, 0, 3, 1, 4).unbind()
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """Return the output (B, T, width) of what the heads found, (B, heads, T, head_dim)."""
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        query, key, value = self.project(x)
         dropout = self.attention_dropout if self.training else 0.0
         if cache is not None:
             key, value = cache.append(key, value)
@@ -78,7 +86,7 @@ class MultiHeadAttention(nn.Module):
             mixed = attend_to_cached(query, cache.keys, cache.values, cache.length, dropout)
         else:
             mixed = attend(query, key.to(query.dtype), value.to(query.dtype), self.causal, dropout)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.join(mixed)
 
 
 class CausalBlock(nn.Module):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from configuration.schema import WorldModel as WorldModelConfig
 from configuration.spaces import ActionSpec
-from sub_models.attention_blocks import CausalBlock, KeyValueCache
+from sub_models.attention_blocks import CausalBlock, KeyValueCache, MultiHeadAttention
+from sub_models.fast_forms import attend
 from sub_models.functions_losses import one_hot
 from sub_models.linear import Linear
 
@@ -68,9 +69,8 @@ class AttentionMixer(nn.Module):
         self.action = Linear(action_size, width, bias=False)
         self.position = nn.Embedding(config.NumLatents + 1, width)
         self.norm = nn.LayerNorm(width, eps=config.NormEps)
-        self.attention = nn.MultiheadAttention(
-            width, config.TransformerNumHeads, bias=False, batch_first=True
-        )
+        heads = config.TransformerNumHeads
+        self.attention = MultiHeadAttention(width, heads, False, attention_dropout=0.0, causal=False)
         self.mlp = MixerOutput(width, config.NormEps)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
@@ -78,12 +78,11 @@ class AttentionMixer(nn.Module):
         latents = self.latent(latent.unflatten(-1, (self.num_latents, -1)))
         x = torch.cat([latents, self.action(action).unsqueeze(-2)], dim=-2)
         x = (x + self.position.weight.to(x.dtype)).flatten(0, 1)  # (B·T, K + 1, D): one step a row
-        normed = self.norm(x).to(x.dtype)
+        query, key, value = self.attention.project(self.norm(x).to(x.dtype))
         if self.action_queries:
-            seen = normed[:, :-1]
-            mixed = x[:, -1] + self.attention(normed[:, -1:], seen, seen, need_weights=False)[0][:, 0]
-        else:
-            mixed = (x + self.attention(normed, normed, normed, need_weights=False)[0]).mean(1)
+            x, query, key, value = x[:, -1:], query[:, :, -1:], key[:, :, :-1], value[:, :, :-1]
+        seen = attend(query, key, value, causal=False, dropout=0.0).mean(2, keepdim=True)
+        mixed = x.mean(1) + self.attention.join(seen)[:, 0]
         return self.mlp(mixed.unflatten(0, latent.shape[:2]))
 
 

@@ -156,6 +156,28 @@ def test_a_mixer_takes_in_every_latent_and_the_whole_action(mixer: str) -> None:
     assert (latent.grad.abs() > 1e-6).all() and (action.grad.abs() > 1e-6).all()
 
 
+@pytest.mark.parametrize("mixer", ["concat_attention", "latent_attention"])
+def test_attention_in_a_step_is_that_of_the_library(mixer: str) -> None:
+    """nn.MultiheadAttention in each step: all ask all and are averaged, or the action asks the rest."""
+    torch.manual_seed(0)
+    config = control_config(mixer=mixer).Models.WorldModel
+    model, width = MIXERS[mixer](config, DIMS), config.TransformerHiddenDim
+    library = torch.nn.MultiheadAttention(width, config.TransformerNumHeads, bias=False, batch_first=True)
+    library.in_proj_weight.data = model.attention.query_key_value.weight
+    library.out_proj.weight.data = model.attention.output.weight
+    latent, action = torch.randn(2, 3, 20), torch.randn(2, 3, DIMS)
+    tokens = torch.cat(
+        [model.latent(latent.unflatten(-1, (-1, config.NumClasses))), model.action(action)[:, :, None]], 2
+    )
+    tokens = (tokens + model.position.weight).flatten(0, 1)
+    normed = model.norm(tokens)
+    if mixer == "latent_attention":
+        mixed = tokens[:, -1] + library(normed[:, -1:], normed[:, :-1], normed[:, :-1])[0][:, 0]
+    else:
+        mixed = (tokens + library(normed, normed, normed)[0]).mean(1)
+    torch.testing.assert_close(model(latent, action), model.mlp(mixed).view(2, 3, -1))
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_sequence_model_stays_causal_and_cached(mixer: str) -> None:
     torch.manual_seed(0)
