@@ -49,7 +49,7 @@ SUITE = Suite(
     window=1_000,
     episodes=50,
     every_checkpoint=False,
-    variants={SEEING: [], BLIND: ["JointTrainAgent.ActBlindly=True"]},
+    variants=lambda model: {SEEING: [], BLIND: ["JointTrainAgent.ActBlindly=True"]},
     compare=compare,
 )
 

@@ -12,7 +12,7 @@ import statistics
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Suite:
     published: Path | None = None  # curves beside which all tasks are drawn; None: each has its figure
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
     compare: Callable[[str, list[dict[str, Any]]], dict[str, Any]] = lambda task, runs: {}
-    variants: dict[str, list[str]] = field(default_factory=dict)  # settings by name
+    variants: Callable[[str], dict[str, list[str]]] = lambda model: {}  # settings of a model by name
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def cells(suite: Suite, options: argparse.Namespace) -> list[Run]:
         for task in options.tasks
         for seed in options.seeds or suite.seeds(task)
         for model in options.models or suite.models(task)
-        for variant in suite.variants or [options.variant]
+        for variant in suite.variants(model) or [options.variant]
     ]
     return sorted(runs, key=lambda run: run.seed)
 
@@ -153,7 +153,7 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     command = {"command": facts.pop("command")}  # of a run: those of a record may come from several
 
     def finish(run: Run) -> None:
-        overrides = [*suite.variants.get(run.variant, []), *options.overrides]
+        overrides = [*suite.variants(run.model).get(run.variant, []), *options.overrides]
         row = command | measure(suite, run, overrides, options.episodes, Path.cwd())
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
