@@ -115,10 +115,20 @@ def straight_through(index: Tensor, log_probs: Tensor) -> Tensor:
     return one_hot(index, log_probs.shape[-1], probs.dtype) + probs - probs.detach()
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Sum of squared differences over all axes but the first two, (B, L), float32."""
+def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Sum of squared differences, each times its weight, over all axes but the first two, (B, L), float32."""
     error = prediction.float() - target  # not mse_loss, whose gradient forgets how pictures lie in memory
-    return error.square().sum(tuple(range(2, error.dim())))
+    squares = error.square() if weight is None else error.square() * weight
+    return squares.sum(tuple(range(2, error.dim())))
+
+
+def moving_pixels(pictures: Tensor, threshold: float) -> Tensor:
+    """Return where pictures (B, L, C, H, W) are farther than `threshold` from their mean in some channel.
+
+    Returns:
+        bool (B, L, 1, H, W): of a fixed camera the pixels of what moves.
+    """
+    return ((pictures - pictures.mean((0, 1))).abs() > threshold).any(2, keepdim=True)
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from sub_models.functions_losses import (
     categorical_kl,
     entropy,
     free_nats,
+    moving_pixels,
     one_hot,
     sample,
     squared_error,
@@ -153,7 +154,7 @@ class WorldModel(nn.Module):
     def head_losses(self, batch: Batch, latent: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """Return loss maps (B, L), float32, of what is predicted for each step."""
         maps = {
-            "reconstruction_loss": squared_error(self.decode(latent), self.decoder.target(batch.observation)),
+            "reconstruction_loss": self.reconstruction_loss(latent, batch.observation),
             "reward_loss": self.two_hot.loss(self.reward_head(hidden), batch.reward),
             "termination_loss": F.binary_cross_entropy_with_logits(
                 self.termination_head(hidden).squeeze(-1).float(), batch.termination.float(), reduction="none"
@@ -161,6 +162,17 @@ class WorldModel(nn.Module):
         }
         assert all(values.shape == batch.reward.shape for values in maps.values())
         return maps
+
+    def reconstruction_loss(self, latent: Tensor, observation: Tensor) -> Tensor:
+        """Return the squared error (B, L), float32, of what is decoded from latents (B, L, K·C).
+
+        Pixels of sprites are few: with `MovingWeight` they count more.
+        """
+        target, weight = self.decoder.target(observation), None
+        if self.spaces.observation.kind == "image" and self.config.MovingWeight != 1:
+            moving = moving_pixels(target, self.config.MovingThreshold)
+            weight = torch.where(moving, self.config.MovingWeight, 1.0)
+        return squared_error(self.decode(latent), target, weight)
 
     def divergences(
         self, posterior: Tensor, index: Tensor, hidden: Tensor, noise: Tensor

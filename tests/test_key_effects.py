@@ -89,6 +89,8 @@ PROBES = {
     "Models.WorldModel.BinLimit": Probe(5, REWARD),
     "Models.WorldModel.RewardDecoding": Probe("mean_of_symexp", REWARD),
     "Models.WorldModel.ReconstructionWeight": Probe(0.5, {"total loss"} | STEP),
+    "Models.WorldModel.MovingWeight": Probe(9, RECONSTRUCTION),
+    "Models.WorldModel.MovingThreshold": Probe(0.3, RECONSTRUCTION, ("Models.WorldModel.MovingWeight=9",)),
     "Models.WorldModel.DynamicsWeight": Probe(0.9, {"total loss"} | STEP),
     "Models.WorldModel.RepresentationWeight": Probe(0.9, {"total loss"} | STEP),
     "Models.WorldModel.FreeNats": Probe(50, {"dynamics loss", "representation loss", "total loss"} | STEP),

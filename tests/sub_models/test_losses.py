@@ -15,6 +15,7 @@ from sub_models.functions_losses import (
     entropy,
     free_nats,
     lambda_return,
+    moving_pixels,
     one_hot,
     percentile,
     sample,
@@ -212,6 +213,19 @@ def test_squared_error_is_summed_over_what_a_step_observes() -> None:
     prediction, target = uniform(2, 3, 4, 5).bfloat16(), uniform(2, 3, 4, 5, seed=1)
     expected = (prediction.float() - target).square().flatten(2).sum(-1)
     torch.testing.assert_close(squared_error(prediction, target), expected)
+
+
+def test_pixels_of_what_moves_count_more() -> None:
+    """A sprite of one pixel in one of ten pictures; the pixel counts where the sprite is, and only there."""
+    pictures = torch.full((2, 5, 3, 4, 4), 0.5)
+    pictures[1, 2, 0, 3, 1] = 1.0
+    moving = moving_pixels(pictures, 0.1)
+    assert moving.shape == (2, 5, 1, 4, 4) and moving.nonzero().tolist() == [[1, 2, 0, 3, 1]]
+    assert not moving_pixels(pictures, 0.46).any()  # the mean is 0.55 there
+    error = squared_error(torch.zeros_like(pictures), pictures, torch.where(moving, 9.0, 1.0))
+    expected = torch.full((2, 5), 48 * 0.25)
+    expected[1, 2] = 45 * 0.25 + 9 * (1.0 + 2 * 0.25)
+    torch.testing.assert_close(error, expected)
 
 
 def test_one_hot() -> None:
