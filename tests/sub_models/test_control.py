@@ -191,15 +191,6 @@ def test_the_sequence_model_stays_causal_and_cached(mixer: str) -> None:
     assert torch.equal(model(latent, action)[:, :4], whole[:, :4])
 
 
-def test_latent_attention_asks_by_the_action() -> None:
-    """With equal latents only the action decides; the mixer still tells actions apart."""
-    torch.manual_seed(0)
-    model = MIXERS["latent_attention"](control_config(mixer="latent_attention").Models.WorldModel, DIMS)
-    latent = torch.zeros(1, 2, 20)
-    mixed = model(latent, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
-    assert not torch.allclose(mixed[0, 0], mixed[0, 1])
-
-
 # What is executed is what is stored and what the model is given.
 
 

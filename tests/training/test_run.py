@@ -88,3 +88,15 @@ def test_a_step_that_failed_is_neither_stored_nor_remembered(trained: Start) -> 
     stored = run.replay.export_rows(run.replay.count - context["actions"].shape[1], run.replay.count)
     for name, remembered in (("observation", context["context"]), ("action", context["actions"])):
         assert torch.equal(remembered[0], torch.from_numpy(stored[name][:, 0])), name
+
+
+def test_the_action_of_a_box_that_is_stored_is_the_one_that_was_executed(trained: Start) -> None:
+    """With one step an episode of Reach pays by how far the executed action is from the target seen."""
+    run = trained("BasicSettings.env_name=Diagnostic/Reach-v0", "Environment.Arguments={steps: 1}")
+    stored = run.replay.export_rows(run.replay.oldest, run.replay.count)
+    action, target = stored["action"][:, 0], stored["observation"][:, 0, 2:]
+    assert np.abs(action).max() == 1, "some draws lay outside of the box"
+    paid = 1 - np.linalg.norm(target - action, axis=-1)
+    np.testing.assert_allclose(stored["reward"][:, 0], paid, atol=1e-5)
+    remembered = run.policy.state_dict()["actions"][0]
+    assert torch.equal(remembered, torch.from_numpy(action[-len(remembered) :]))
