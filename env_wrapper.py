@@ -31,6 +31,7 @@ class StepResult:
 
     observation: np.ndarray  # (N, *shape) as spaces says, what the next action is chosen on
     reward: np.ndarray  # float32 (N,), to learn from, as `rewards_to_learn` gives it
+    raw_reward: np.ndarray  # float64 (N,), the environment's own
     termination: np.ndarray  # float32 (N,), 1 at the environment's end or a lost life, not at a truncation
     episode_end: np.ndarray  # bool (N,), terminated or truncated
     episode_return: np.ndarray  # float64 (N,), raw, of the episode that ended here; meaningless elsewhere
@@ -45,6 +46,12 @@ def rewards_to_learn(reward: np.ndarray, settings: EnvironmentSettings) -> np.nd
     """Return what is learned from of raw rewards: them, or their signs if ClipRewards, times RewardScale."""
     kept = np.sign(reward) if settings.ClipRewards else reward
     return (kept * settings.RewardScale).astype(np.float32)
+
+
+def raw_reward_of(learned: float, settings: EnvironmentSettings) -> float:
+    """Return a raw reward that `learned`, predicted by a model, is learned from; clipped: -1, 0 or 1."""
+    raw = learned / settings.RewardScale
+    return float(np.sign(np.round(raw))) if settings.ClipRewards else raw
 
 
 class VectorEnvironment:
@@ -175,6 +182,7 @@ class VectorEnvironment:
         return StepResult(
             observation=self.observation,
             reward=rewards_to_learn(reward, self._settings),
+            raw_reward=reward,
             termination=termination.astype(np.float32),
             episode_end=episode_end,
             episode_return=ended_with,

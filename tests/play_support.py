@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests_support import CPU, small_config
 
 from agents import make_models
 from compute.execution import Execution
+from configuration.schema import Environment
 from evaluation.episodes import environment_spaces
 from evaluation.playing.session import Session
 from evaluation.policies import EvaluationPolicy
 
 
 def make_session(
-    folder: Path, model_type: str = "GITSTORM", env_name: str = "Diagnostic/Catch-v0"
+    folder: Path, model_type: str = "GITSTORM", env_name: str = "Diagnostic/Catch-v0", **settings: Any
 ) -> Session:
-    """A model that has learnt nothing, and its game."""
+    """A model that has learnt nothing, and its game; `settings` are of Environment."""
     torch.manual_seed(0)
     config = small_config(model_type)
     config.BasicSettings.env_name = env_name
+    config.Environment = Environment(**settings)
     spaces = environment_spaces(config)
     models = (*make_models(config, spaces, CPU), False)
     policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)

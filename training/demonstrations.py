@@ -26,7 +26,7 @@ def load_demonstrations(
 
     Args:
         path: of an .npz, or STORM's pickle, with arrays obs (T, *shape), on which action (T, ...) was
-            chosen, reward (T,) and done (T,); it may be hostile.
+            chosen, reward (T,), the environment's own, and done (T,); it may be hostile.
         spaces: what is observed and done in the environment.
         shortest: fewest steps that can be used, the longest window that will be drawn.
         device: where the arrays will live.

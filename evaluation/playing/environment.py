@@ -29,6 +29,7 @@ class DreamEnvironment(gymnasium.Env):
 
     An episode begins where the policy once was in the real environment: the first observation is
     the real one. It ends where the model thinks that it does, or is truncated after `horizon` steps.
+    Rewards are as the model learned them, clipped and scaled if the run's settings say so.
 
     Args:
         policy: from `load_policy`. contexts: real play, (1, T).

@@ -37,7 +37,7 @@ class Recording:
         done: bool,
         pictures: list[np.ndarray],
     ) -> None:
-        """Append a step: what the action was chosen on, what came of it, and pictures to film."""
+        """Append a step: what the action was chosen on, the raw reward and end, and pictures to film."""
         self._steps.append((np.array(observation), action, reward, done))
         if pictures:
             self._video.add(side_by_side(pictures))

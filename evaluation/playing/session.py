@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compute.random_streams import RandomStreams, derive_seed
-from env_wrapper import EnvironmentFault
+from env_wrapper import EnvironmentFault, raw_reward_of
 from evaluation.playing.dreaming import Dream, choose
 from evaluation.playing.frames import Frame, encode
 from evaluation.playing.recording import Recording
@@ -202,17 +202,18 @@ class Session:
         if mode == "dream":
             seen = self.dream.picture()
         else:
-            facts |= self._play(action)
+            played, came = self._play(action)
+            facts |= played
         if mode != "game":
             reward, ended = self.dream.step(action)
             self._apart += 1
             facts |= {"dream_reward": reward, "dream_end": ended}
         frame = self._remember(facts, True)
         if self.recording is not None:
-            came = ("dream_reward", "dream_end") if mode == "dream" else ("reward", "end")
-            reward, ended = (facts[name] for name in came)
+            if mode == "dream":
+                came = raw_reward_of(reward, self.policy.config.Environment), ended
             shown = [frame.pictures[name] for name in self._filmed(mode) if name in frame.pictures]
-            self.recording.add(seen, action.cpu().numpy(), reward, ended, shown)
+            self.recording.add(seen, action.cpu().numpy(), *came, shown)
             if self.recording.is_full:
                 self.stop_recording()
         return frame
@@ -229,8 +230,12 @@ class Session:
         controls.tapped = None
         return self._tensor(np.array(wanted, self.spaces.action.dtype))
 
-    def _play(self, action: Tensor) -> dict[str, Any]:
-        """Act in the game; let the model foresee what comes, then see it."""
+    def _play(self, action: Tensor) -> tuple[dict[str, Any], tuple[float, bool]]:
+        """Act in the game; let the model foresee what comes, then see it.
+
+        Returns:
+            What there is to say of it; and the raw reward, and whether the game ended, not a life alone.
+        """
         self.environment.start_step(action.cpu().numpy()[None])
         try:
             result = self.environment.finish_step()
@@ -239,7 +244,8 @@ class Session:
             self._observation = self.environment.observation[0]
             self._model.begin(self._tensor(self._observation), self._no_actions())
             self.split()
-            return {"reward": 0.0, "end": True, "episode_end": True}
+            self.stop_recording()
+            return {"reward": 0.0, "end": True, "episode_end": True}, (0.0, True)
         outcome = self._model.step(action)
         self._observation = result.observation[0]
         facts = {
@@ -254,7 +260,7 @@ class Session:
         if self.controls.mode == "game":
             self.dream, self._apart = self._model.fork(), 1  # what was foreseen, before it is seen
         self._model.observe(self._tensor(self._observation))
-        return facts
+        return facts, (float(result.raw_reward[0]), facts["end"] and facts["episode_end"])
 
     # What there is to see.
 

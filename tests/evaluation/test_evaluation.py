@@ -42,7 +42,7 @@ class Lengths:
         self.elapsed[ended] = 0
         zeros = np.zeros(2, np.float32)
         return StepResult(
-            FRAMES, zeros, zeros, ended, np.where(lengths > 2, -lengths, lengths) * 1.0, lengths
+            FRAMES, zeros, zeros, zeros, ended, np.where(lengths > 2, -lengths, lengths) * 1.0, lengths
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stub_envs
 import torch
 from PIL import Image
 from play_support import make_session
@@ -19,6 +21,7 @@ from evaluation.playing.commands import apply, read_command
 from evaluation.playing.frames import Frame, encode
 from evaluation.playing.session import Session
 from evaluation.policies import SHIPPED, load_policy
+from replay_buffer import ReplayBuffer
 from training.demonstrations import load_demonstrations
 
 LEFT, STAY, RIGHT = 0, 1, 2
@@ -130,6 +133,50 @@ def test_a_recording_is_a_demonstration_and_a_film(session: Session, mode: str) 
     if film.suffix == ".gif":
         with Image.open(film) as pictures:
             assert pictures.size == ((2 if mode == "branch" else 1) * 240, 240)
+
+
+def recorded(session: Session, steps: int) -> tuple[dict[str, np.ndarray], list[dict], ReplayBuffer]:
+    """What is recorded of so many steps, what the page is told of them, and the demonstrations they are."""
+    do(session, "record", True)
+    facts = [session.step().facts for _ in range(steps)]
+    do(session, "record", False)
+    settings, arrays = session.policy.config.Environment, dict(np.load(session.saved[0]))
+    return arrays, facts, load_demonstrations(Path(session.saved[0]), session.spaces, 4, CPU, settings)
+
+
+LEARNED = [{"RewardScale": 0.5}, {"ClipRewards": True, "RewardScale": 0.5}]
+
+
+@pytest.mark.parametrize("settings", LEARNED)
+def test_rewards_and_ends_are_recorded_as_the_game_has_them(tmp_path: Path, settings: dict) -> None:
+    """Not as this run learns from them: a demonstration's rewards are clipped and scaled when it is read."""
+    with closing(make_session(tmp_path, "STORM", "stub_envs:StubSteady-v0", **settings)) as session:
+        arrays, facts, loaded = recorded(session, 10)
+    assert arrays["reward"].tolist() == [0, -3, 2] * 3 + [0]
+    assert loaded.export_rows(0, 10)["reward"][:, 0].tolist() == [each["reward"] for each in facts]
+    assert [each["end"] for each in facts] == [False, False, True] * 3 + [True]  # three lives, the game
+    assert arrays["done"].tolist() == [0] * 9 + [1]
+
+
+@pytest.mark.parametrize("settings", LEARNED)
+def test_dreamt_rewards_are_learned_as_they_were_dreamt(
+    tmp_path: Path, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dreamt = [0.5, -0.4, 0.1, 0.0]
+    with closing(make_session(tmp_path, **settings)) as session:
+        predictions = iter(dreamt)
+        monkeypatch.setattr(session.policy.world_model, "predict_reward", lambda _: next(predictions))
+        do(session, "mode", "dream")
+        _, _, loaded = recorded(session, 4)
+    nearest = [0.5, -0.5, 0.0, 0.0] if "ClipRewards" in settings else dreamt
+    assert loaded.export_rows(0, 4)["reward"][:, 0].tolist() == pytest.approx(nearest)
+
+
+def test_a_recording_ends_before_a_step_that_failed(tmp_path: Path) -> None:
+    stub_envs.Stumbling.taken = 0  # the fifth fails
+    with closing(make_session(tmp_path, "STORM", "stub_envs:StubStumbling-v0")) as session:
+        arrays, facts, _ = recorded(session, 5)
+    assert len(facts) == 5 and arrays["reward"].tolist() == [0, -3, 2, 0] and not arrays["done"].any()
 
 
 @pytest.mark.parametrize(("name", "value"), [("reset", None), ("split_at", 1)])
