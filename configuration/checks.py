@@ -82,6 +82,8 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield "Models.MaskGit.T_revise", maskgit.T_revise <= latents, at_most
     low, high = agent.ReturnPercentileLow, agent.ReturnPercentileHigh
     yield "Models.Agent.ReturnPercentileLow", low < high, f"must be below ReturnPercentileHigh={high}"
+    low, high = agent.MinStd, agent.MaxStd
+    yield "Models.Agent.MinStd", low <= high, f"must be at most MaxStd={high}"
 
     longest = model.TransformerMaxLength
     limit = f"must be at most Models.WorldModel.TransformerMaxLength={longest}"

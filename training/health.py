@@ -25,7 +25,8 @@ def health(
     kl = metrics["WorldModel/dynamics_real_kl_div"]
     posterior = metrics["WorldModel/posterior_entropy"] / np.log(config.Models.WorldModel.NumClasses)
     least, most = policy_entropies
-    policy = (metrics["ActorCritic/entropy_loss"] - least) / (most - least)
+    entropy = metrics["ActorCritic/entropy_loss"]
+    policy = (entropy - least) / (most - least) if most > least else 1.0  # fixed
     imagined, real = metrics["ActorCritic/imagined_reward"], metrics["replay_buffer/recent_reward"]
     explained = metrics["ActorCritic/value_explained"]
     gap = abs(imagined - real) / max(abs(real), abs(imagined), limits.RewardScale)

@@ -82,6 +82,7 @@ def test_what_is_wrong_with_an_override(override: str, words: list[str]) -> None
         (["Models.MaskGit.M=-1"], ["M='-1'"]),
         (["JointTrainAgent.ModelType=GITSTORM", "Models.WorldModel.NumLatents=24"], ["NumLatents=24", "512"]),
         (["Models.Agent.ReturnPercentileLow=0.95"], ["ReturnPercentileLow=0.95", "0.95"]),
+        (["Models.Agent.MinStd=1.5"], ["MinStd=1.5", "MaxStd=1.0"]),
         (["JointTrainAgent.BatchLength=65"], ["BatchLength=65", "TransformerMaxLength=64"]),
         (["JointTrainAgent.ActingContextLength=65"], ["ActingContextLength=65", "TransformerMaxLength=64"]),
         (["JointTrainAgent.ImagineBatchLength=57"], ["ImagineBatchLength=57", "TransformerMaxLength=64"]),
@@ -104,6 +105,7 @@ def test_settings_that_cannot_go_together(overrides: list[str], words: list[str]
 def test_settings_at_the_edge_are_accepted() -> None:
     load_config(["JointTrainAgent.NumEnvs=16", "JointTrainAgent.ImagineBatchLength=56"])
     load_config(["Models.MaskGit.T_draft=32", "Models.MaskGit.T_revise=1", "Models.MaskGit.M=0"])
+    load_config(["Models.Agent.MinStd=0.5", "Models.Agent.MaxStd=0.5"])
     load_config(["BasicSettings.ImageSize=16", "Models.Agent.Gamma=1", "Models.MaskGit.MaskSchedule=pow0.5"])
 
 

@@ -158,6 +158,10 @@ def test_what_goes_wrong_is_named(subject: str, change: dict[str, float]) -> Non
     assert [name for name, text in findings.items() if text.startswith("look (")] == [subject]
 
 
+def test_a_policy_of_fixed_deviation_is_not_judged_by_its_entropy() -> None:
+    assert health(metrics(), small_config(), policy_entropies=(0.7, 0.7))["policy"].startswith("ok")
+
+
 def test_tiny_rewards_are_not_compared() -> None:
     tiny = metrics(replay_buffer__recent_reward=0.0, ActorCritic__imagined_reward=0.004)
     assert health(tiny, small_config(), policy_entropies=(0.0, math.log(3)))["reward"].startswith("ok")
