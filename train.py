@@ -157,7 +157,8 @@ def announce(run: TrainingRun, config: Config) -> None:
     if execution.device.type == "cpu" and parameters > MANY_PARAMETERS:
         print(
             f"this is a model of {parameters / 1e6:.1f} M parameters on a CPU: each update takes seconds, a "
-            "whole run days; config_files/STORM-tiny.yaml and GITSTORM-tiny.yaml are made for a CPU",
+            "whole run days; of config_files/, STORM-tiny (games), STORM-control (vectors), STORM-video "
+            "(clips) and the same of GITSTORM are made for a CPU",
             file=sys.stderr,
         )
 

@@ -116,7 +116,7 @@ def draw_game(
     if reference is not None:
         _draw_reference(axis, *reference)
     axis.set_title(game, loc="left", fontsize=11, fontweight="bold")
-    axis.set(xlabel="environment steps", ylabel="episode return")
+    axis.set(xlabel="agent steps", ylabel="episode return")
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter("{x:,.0f}")

@@ -1,16 +1,34 @@
-"""What a finished run says comes next."""
+"""What a run says of itself at its start, and of what comes next at its end."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import train
+from configuration.schema import Config
 from run_files.directory import RunDirectory
 from training.next_steps import next_steps
 from utils import REPOSITORY
+
+
+def test_a_cpu_is_advised_configs_that_there_are_for_every_kind_of_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "MANY_PARAMETERS", 5)
+    execution = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    learner = SimpleNamespace(world_model=torch.nn.Linear(4, 4))
+    train.announce(SimpleNamespace(notes=[], learner=learner, execution=execution), Config())
+    named = re.findall(r"STORM-\w+", capsys.readouterr().err)
+    assert named == ["STORM-tiny", "STORM-control", "STORM-video"]
+    for name in [*named, *(f"GIT{name}" for name in named)]:
+        assert (REPOSITORY / "config_files" / f"{name}.yaml").is_file()
 
 
 def test_commands_can_be_typed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
