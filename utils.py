@@ -132,11 +132,17 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """Text to append to a complaint about `name`: " (did you mean 'X'?)", or "" if nothing is near."""
-    by_lower_case = {candidate.lower(): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower()[:200], by_lower_case, 1, cutoff)
-    return f" (did you mean '{by_lower_case[matches[0]]}'?)" if matches else ""
+def nearest(
+    name: str, names: Iterable[str], cutoff: float = 0.6, key: Callable[[str], str] = str.lower
+) -> str:
+    """Text to append to a complaint about `name`: " (did you mean 'X'?)", or "" if nothing is near.
+
+    Args:
+        key: what of a name is compared; of names that share it the last one is suggested.
+    """
+    by_key = {key(candidate): candidate for candidate in names}
+    matches = difflib.get_close_matches(key(name)[:200], by_key, 1, cutoff)
+    return f" (did you mean '{by_key[matches[0]]}'?)" if matches else ""
 
 
 def as_file_name(text: str) -> str:

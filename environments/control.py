@@ -1,6 +1,7 @@
 """The DeepMind Control suite as Gymnasium environments `dm_control/<domain>-<task>-v0`, and MuJoCo's drawing.
 
-The ids are Shimmy's. An episode is 1,000 steps of the task, whose end is a truncation.
+The ids are Shimmy's. An episode is 1,000 steps of the task, whose end is a truncation. The two tasks of
+`lqr` have actions without bounds, and are refused for it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from utils import UserError, nearest
+from utils import UserError
 
 PREFIX = "dm_control/"
 ACTION_REPEAT = 2  # of the protocol that published results follow
 INSTALL = "type: python -m pip install -r requirements-control.txt"
+NEWEST_PYTHON = "3.12"  # that dm_control can be installed on
 DRAWING = (
     "MuJoCo draws without a display through EGL or OSMesa: on Debian or Ubuntu, install libegl1 and "
     "libgl1-mesa-dri and set MUJOCO_GL=egl"
 )
+UNBOUNDED = 1e10  # MuJoCo's mjMAXVAL, which dm_control reports for actuators without limits
 CAMERAS = {"quadruped": 2}  # what others' agents see; 0 elsewhere
 LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
 
@@ -66,21 +69,24 @@ def load_suite() -> Any:
     return suite
 
 
-def register(name: str) -> None:
-    """Register a task with Gymnasium by its id.
+def register_tasks() -> None:
+    """Register the suite's tasks with Gymnasium.
 
     Raises:
-        UserError: there is no such task, or no dm_control.
+        UserError: dm_control cannot be loaded.
     """
     try:
         suite = load_suite()
     except Exception as error:
-        raise UserError(f"environment {name!r}: dm_control cannot be loaded ({error}); {INSTALL}") from error
-    tasks = {f"{PREFIX}{domain}-{task}-v0": (domain, task) for domain, task in suite.ALL_TASKS}
-    if name not in tasks:
-        raise UserError(f"unknown environment {name!r}{nearest(name, tasks)}")
-    arguments = dict(zip(("domain", "task"), tasks[name], strict=True))
-    gymnasium.registry[name] = EnvSpec(name, f"{__name__}:DeepMindControl", kwargs=arguments)
+        renderer = os.environ.get("MUJOCO_GL", "off")
+        if isinstance(error, ModuleNotFoundError) or renderer == "off":
+            cure = f"with Python {NEWEST_PYTHON} or older, {INSTALL}"
+        else:
+            cure = f"MUJOCO_GL is {renderer!r}: {DRAWING}, or MUJOCO_GL=off to learn from states"
+        raise UserError(f"dm_control cannot be loaded ({error}); {cure}") from error
+    for domain, task in suite.ALL_TASKS:
+        name, arguments = f"{PREFIX}{domain}-{task}-v0", {"domain": domain, "task": task}
+        gymnasium.registry[name] = EnvSpec(name, f"{__name__}:DeepMindControl", kwargs=arguments)
 
 
 class DeepMindControl(gymnasium.Env):
@@ -88,19 +94,33 @@ class DeepMindControl(gymnasium.Env):
 
     Args:
         domain, task: as the suite names them. image_size: side of pictures.
-        render_mode: None or "rgb_array". arguments: of the task, as `time_limit` in seconds.
+        render_mode: None or "rgb_array". time_limit: seconds of an episode, None: the task's own.
+        environment_kwargs: of `dm_control.suite.load`.
+
+    Raises:
+        ValueError: a time limit that is no time.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's way)
 
     def __init__(
-        self, domain: str, task: str, image_size: int = 64, render_mode: str | None = None, **arguments: Any
+        self,
+        domain: str,
+        task: str,
+        image_size: int = 64,
+        render_mode: str | None = None,
+        time_limit: float | None = None,
+        environment_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self._env = load_suite().load(domain, task, task_kwargs={"random": 0} | arguments)
+        limit = {} if time_limit is None else {"time_limit": time_limit}
+        if limit and not (isinstance(time_limit, (int, float)) and time_limit > 0):
+            raise ValueError(f"time_limit must be a number above 0, found {time_limit!r}")
+        self._env = load_suite().load(domain, task, {"random": 0} | limit, environment_kwargs)
         self._camera = CAMERAS.get(domain, 0)
         self.image_size, self.render_mode = image_size, render_mode
         actions, observations = self._env.action_spec(), self._env.observation_spec()
-        bounds = (np.broadcast_to(bound, actions.shape) for bound in (actions.minimum, actions.maximum))
+        bounds = [np.broadcast_to(bound, actions.shape) for bound in (actions.minimum, actions.maximum)]
+        bounds = [np.where(abs(bound) < UNBOUNDED, bound, np.copysign(np.inf, bound)) for bound in bounds]
         self.action_space = spaces.Box(*bounds, dtype=np.float64)
         shapes = {key: spec.shape for key, spec in observations.items()}
         boxes = {key: spaces.Box(-np.inf, np.inf, shape, np.float64) for key, shape in shapes.items()}

@@ -58,12 +58,18 @@ def find_spec(name: str) -> EnvSpec:
                 f"environment {name!r}: module {module!r} cannot be imported ({error})"
             ) from error
     if registered.startswith(control.PREFIX):
-        control.register(registered)
+        control.register_tasks()
     spec = gymnasium.registry.get(registered)
     if spec is None:
-        near = nearest(environment_id(registered), gymnasium.registry)
-        raise UserError(f"unknown environment {name!r}{near}")
+        with contextlib.suppress(UserError):
+            control.register_tasks()  # one of them may be meant
+        raise UserError(f"unknown environment {name!r}{nearest(registered, gymnasium.registry, key=_bare)}")
     return spec
+
+
+def _bare(name: str) -> str:
+    """An id without what users leave out or mistake."""
+    return re.sub(r"^(ale|dm_control)/|-v\d+$", "", name.lower())
 
 
 def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
@@ -107,6 +113,8 @@ class SingleEnvironment:
         self._draws = read is None
         self._read = read or ImageReader(None, image_size)
         can_draw = "rgb_array" in self._env.metadata.get("render_modes", ())
+        if self._draws and not can_draw:
+            raise UserError("it has no render mode 'rgb_array'; use Environment.Observation=vector")
         if self._draws or (can_draw and self._read.spec.kind == "vector"):
             self._arguments["render_mode"] = "rgb_array"
             if not self._draws and "image_size" in self._arguments:
@@ -116,16 +124,15 @@ class SingleEnvironment:
         self.spaces = Spaces(self._read.spec, action_spec)
 
     def _choose_arguments(self, image_size: int) -> dict[str, Any]:
-        given, limit = self._settings.Arguments, self._spec.max_episode_steps
+        limit = {"max_episode_steps": self._spec.max_episode_steps}
+        size = {"image_size": image_size} if self._spec.namespace in ("Diagnostic", "dm_control") else {}
+        chosen = limit | size | self._settings.Arguments
+        for key in (*limit, *size):
+            if chosen[key] is not None and (type(chosen[key]) is not int or chosen[key] < 1):
+                raise UserError(f"Environment.Arguments: {key!r} must be 1 or more, found {chosen[key]!r}")
+        self._max_steps = chosen["max_episode_steps"] or np.inf  # kept here, where the count is restored
         if is_atari(self._spec):
             chosen = emulator_arguments(self._spec.kwargs, self._settings)
-        else:
-            own_size = self._spec.namespace in ("Diagnostic", "dm_control")
-            chosen = ({"image_size": image_size} if own_size else {}) | given
-        limit = given.get("max_episode_steps", limit)
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise UserError(f"Environment.Arguments: 'max_episode_steps' must be 1 or more, found {limit!r}")
-        self._max_steps = limit or float("inf")  # kept here, where the count is restored
         return chosen | {"max_episode_steps": -1, "disable_env_checker": True}
 
     def _make(self) -> gymnasium.Env:
@@ -203,10 +210,14 @@ class SingleEnvironment:
 
     def _draw(self) -> np.ndarray:
         try:
-            return self._env.render()
+            picture = self._env.render()
+            if picture is None:
+                raise ValueError("render() returned None")
+            return picture
         except Exception as error:
-            hint = f"; {control.DRAWING}" if "mujoco" in sys.modules else ""
-            raise UserError(f"it cannot draw itself ({error}){hint}") from error
+            own = isinstance(error, (ValueError, NotImplementedError))  # not for want of a display
+            hint = f"; {control.DRAWING}" if "mujoco" in sys.modules and not own else ""
+            raise UserError(f"it cannot draw itself ({type(error).__name__}: {error}){hint}") from error
 
     def render(self) -> np.ndarray:
         """Return the present picture, uint8 (height, width, 3), in the environment's own size.

@@ -15,7 +15,7 @@ from utils import UserError
 COLOURS = 3
 FLATTENED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 SUPPORTED_OBSERVATIONS = (
-    "images (uint8 (H, W), or uint8 or [0, 1] floats (H, W, 1) or (H, W, 3)) and vectors (Box, Discrete, "
+    "images (uint8 (H, W), or uint8 or [0, 1] floats (H, W, 1) or (H, W, 3)) or vectors (Box, Discrete, "
     "Dict or Tuple of them); Environment.Observation=image has pictures drawn"
 )
 SUPPORTED_ACTIONS = "Discrete, or a Box of floats with finite bounds"
@@ -86,7 +86,7 @@ def observation_reader(space: Space, wanted: str, image_size: int) -> ImageReade
     if wanted == "image":
         return None
     leaves = list(_leaves(space))
-    flat = all(isinstance(leaf, FLATTENED) for leaf in leaves)
+    flat = all(isinstance(leaf, FLATTENED) for leaf in leaves) and len(set(map(_is_image, leaves))) == 1
     if wanted == "auto":
         flat = flat and all(len(leaf.shape) <= 2 and not _is_image(leaf) for leaf in leaves)
     if not flat or spaces.flatdim(space) == 0:

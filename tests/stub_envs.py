@@ -178,7 +178,29 @@ for _trouble in ("NaN", "huge", "short"):
 gymnasium.register("StubDict-v0", entry_point=Vector, kwargs={"trouble": "dict"})
 gymnasium.register("StubChance-v0", entry_point=Chance)
 
+
+class Drawn(OtherSpaces):
+    """Claims that it can be drawn, and returns no picture."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's way)
+
+    def __init__(self, trouble: str = "", render_mode: str | None = None) -> None:
+        super().__init__(observation_space=_box)
+        self.render_mode, self.drawing = render_mode, trouble
+
+    def _picture(self) -> np.ndarray:
+        return np.zeros(2, np.float32)
+
+    def render(self) -> None:
+        """Return nothing, or raise what a picture too large or a missing display would."""
+        if self.drawing:
+            raise {"large": ValueError, "display": RuntimeError}[self.drawing](self.drawing)
+
+
 _box = gymnasium.spaces.Box(-1, 1, (2,))
+for _trouble in ("", "large", "display"):
+    _arguments = {"trouble": _trouble}
+    gymnasium.register(f"StubDrawn{_trouble.title()}-v0", entry_point=Drawn, kwargs=_arguments)
 for _name, _actions in {
     "Unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (2,)),
     "MultiDiscrete": gymnasium.spaces.MultiDiscrete([2, 3]),

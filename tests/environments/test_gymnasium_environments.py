@@ -13,13 +13,16 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from packaging.requirements import Requirement
 
 from configuration.schema import Environment
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
-from environments.single import ignored_settings
+from environments import control
+from environments.single import find_spec, ignored_settings
 from environments.spaces import ImageReader, action_map, observation_reader
-from utils import UserError
+from utils import REPOSITORY, UserError
 
+REQUIREMENTS = REPOSITORY / "requirements-control.txt"
 Make = Callable[..., VectorEnvironment]
 CARTPOLE = "dm_control/cartpole-balance-v0"
 
@@ -84,7 +87,6 @@ SPACES = [
     (CARTPOLE, "dm_control", 5, ("continuous", 1), {"Arguments": {"time_limit": 0.4}}),
     ("dm_control/reacher-easy-v0", "dm_control", 6, ("continuous", 2), {"Arguments": {"time_limit": 0.8}}),
     ("dm_control/walker-run-v0", "dm_control", 24, ("continuous", 6), {"ActionRepeat": 2}),
-    ("dm_control/lqr-lqr_2_1-v0", "dm_control", 4, ("continuous", 1), {"Arguments": {"time_limit": 0.9}}),
 ]
 
 
@@ -199,6 +201,10 @@ def test_images_of_every_supported_kind_become_colour_pictures() -> None:
         assert isinstance(read, ImageReader)
         np.testing.assert_array_equal(read(image), np.full((16, 16, 3), 51, np.uint8))
         assert observation_reader(space, "vector", 16).spec.shape == (image.size,)
+        both = spaces.Dict(image=space, vector=spaces.Box(-1, 1, (2,)))
+        for wanted in ("auto", "vector"):
+            with pytest.raises(UserError, match=r"its observations are Dict\("):
+                observation_reader(both, wanted, 16)
 
 
 @pytest.mark.parametrize(
@@ -308,17 +314,50 @@ def test_a_registered_observation_type_is_refused_too(own_game: Callable[..., st
         make("ALE/Breakout-v5", Observation="vector")
 
 
-def test_unknown_tasks_are_named_with_the_nearest(make: Make) -> None:
+@pytest.mark.parametrize(
+    "name", ["walker-walk", "ALE/walker-walk-v5", "dmc/walker-walk-v0", "dm_control/walkr-walk"]
+)
+def test_a_mistyped_task_is_named_with_the_nearest(name: str) -> None:
     need("dm_control")
-    with pytest.raises(
-        UserError, match=r"dm_control/cartpol-balance-v0' \(did you mean 'dm_control/cartpole-balance"
-    ):
-        make("dm_control/cartpol-balance-v0")
+    with pytest.raises(UserError, match=rf"'{name}' \(did you mean 'dm_control/walker-walk-v0'\?\)$"):
+        find_spec(name)
 
 
-WITHOUT = """
-import sys
-sys.modules["dm_control"] = None
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("dm_control/lqr-lqr_2_1-v0", {}, "its actions are Box(-inf, inf, (1,), float64); supported"),
+        (CARTPOLE, {"time_limit": -1}, "time_limit must be a number above 0, found -1"),
+        (CARTPOLE, {"time_limit": 0}, "time_limit must be a number above 0, found 0"),
+        (CARTPOLE, {"time_limit": "a"}, "time_limit must be a number above 0, found 'a'"),
+        (CARTPOLE, {"image_size": "a"}, "'image_size' must be 1 or more, found 'a'"),
+        (CARTPOLE, {"random": 3}, "unexpected keyword argument 'random'"),
+    ],
+)
+def test_a_task_that_cannot_be_played_is_refused(
+    name: str, arguments: dict[str, Any], text: str, make: Make
+) -> None:
+    need("dm_control")
+    with pytest.raises(UserError) as caught:
+        make(name, Arguments=arguments)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_drawn_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", sys)
+    with pytest.raises(UserError, match=r"no render mode 'rgb_array'; use Environment\.Observation=vector$"):
+        make("stub_envs:StubDict-v0", Observation="image")
+    for trouble, end in [
+        ("", r"\(ValueError: render\(\) returned None\)$"),
+        ("Large", r"\(ValueError: large\)$"),
+        ("Display", r"\(RuntimeError: display\); MuJoCo draws without a display .* set MUJOCO_GL=egl$"),
+    ]:
+        with pytest.raises(UserError, match=rf"it cannot draw itself {end}"):
+            make(f"stub_envs:StubDrawn{trouble}-v0", Observation="image").reset()
+
+
+FIND = """
+from environments import control
 from environments.single import find_spec
 from utils import UserError
 try:
@@ -326,6 +365,7 @@ try:
 except UserError as error:
     print(error)
 """
+WITHOUT = f"import sys; sys.modules['dm_control'] = None\n{FIND}"
 NO_DRAWING = """
 from configuration.schema import Environment
 from env_wrapper import VectorEnvironment
@@ -340,22 +380,41 @@ except UserError as error:
 
 
 @pytest.mark.parametrize(
-    ("code", "package", "words"),
+    ("code", "package", "renderer", "words"),
     [
-        (WITHOUT, "gymnasium", "python -m pip install -r requirements-control.txt"),
+        (
+            WITHOUT,
+            "gymnasium",
+            "off",
+            "with Python 3.12 or older, type: python -m pip install -r requirements-control.txt",
+        ),
+        (FIND, "dm_control", "bogus", "MUJOCO_GL is 'bogus': MuJoCo draws without a display through EGL"),
+        (FIND, "dm_control", "egl", "MUJOCO_GL is 'egl': MuJoCo draws without a display through EGL"),
         (
             NO_DRAWING,
             "dm_control",
+            "off",
             "(1, 5)\nenvironment 'dm_control/cartpole-balance-v0': it cannot draw itself",
         ),
     ],
 )
-def test_what_is_missing_for_dm_control_is_said(code: str, package: str, words: str) -> None:
+def test_what_is_missing_for_dm_control_is_said(code: str, package: str, renderer: str, words: str) -> None:
     need(package)
     variables = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY")}
-    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "MUJOCO_GL": "off"}
+    variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "MUJOCO_GL": renderer}
+    variables["__EGL_VENDOR_LIBRARY_DIRS"] = "/nowhere"  # no driver
     said = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True).stdout
-    assert words in said
+    assert words in said and ("pip" in said) == (code is WITHOUT)
+
+
+def test_the_newest_python_of_dm_control_is_that_of_its_requirement() -> None:
+    (line,) = (line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("dm_control"))
+    major, minor = control.NEWEST_PYTHON.split(".")
+    marker = Requirement(line).marker
+    assert [marker.evaluate({"python_version": f"{major}.{int(minor) + more}"}) for more in (0, 1)] == [
+        True,
+        False,
+    ]
 
 
 def test_drawing_falls_back_where_egl_has_no_driver() -> None:
