@@ -17,6 +17,7 @@ from typing import Any
 
 from scipy import stats
 
+from environments.single import environment_id
 from experiments.grid import Suite, run_grid
 from utils import run_cli
 
@@ -43,7 +44,7 @@ SUITE = Suite(
     tasks=(WINDY, "Seaquest"),
     models=lambda task: ("STORM-catch" if task == WINDY else "STORM-tiny",),
     seeds=lambda task: range(8),
-    environment=lambda task: f"Diagnostic/{task}-v0" if task == WINDY else f"ALE/{task}-v5",
+    environment=lambda task: f"Diagnostic/{task}-v0" if task == WINDY else environment_id(task),
     step="agent_steps",
     repeat=lambda environment, config: 1,
     window=1_000,

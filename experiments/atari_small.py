@@ -18,6 +18,7 @@ the agent (results/published_atari.json), random play and a person.
 
 from __future__ import annotations
 
+from environments.single import environment_id
 from evaluation.scores import reference_scores
 from experiments.grid import Suite, run_grid
 from experiments.training import ROOT
@@ -35,7 +36,7 @@ SUITE = Suite(
     tasks=("Boxing", "KungFuMaster", "Krull"),
     models=lambda game: ("STORM-small", "GITSTORM-small"),
     seeds=lambda game: (0, 1) if game == "Boxing" else (0,),
-    environment="ALE/{}-v5".format,
+    environment=environment_id,
     step="agent_steps",
     repeat=lambda environment, config: 1,
     window=10_000,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from configuration.loading import differences, load_config
 from configuration.schema import Config
+from environments.single import find_spec
 from experiments.curves_figure import draw
 from experiments.figures import HEALTH, draw_health
 from experiments.training import (
@@ -32,7 +34,7 @@ from experiments.training import (
     training_curves,
     training_returns,
 )
-from utils import OneLineParser, write_atomically
+from utils import OneLineParser, as_file_name, write_atomically
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its name among all runs."""
-        return f"{self.task}-{self.label.replace(' ', '-')}-seed_{self.seed}"
+        """Its name among all runs, and of its files."""
+        return as_file_name(f"{self.task}-{self.label.replace(' ', '-')}-seed_{self.seed}")
+
+
+def configure(suite: Suite, run: Run, overrides: list[str]) -> tuple[list[str], Config]:
+    """Return the settings of a run besides its model's, and its config."""
+    environment = suite.environment(run.task)
+    settings = [f"BasicSettings.env_name={environment}", f"BasicSettings.Seed={run.seed}", *overrides]
+    config = load_config([f"BasicSettings.config_path={run.model}", *settings])
+    return settings, config
 
 
 def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder: Path) -> dict[str, Any]:
     """Train one run, or go on with it; evaluate its checkpoints; return its row."""
-    environment = suite.environment(run.task)
-    settings = [f"BasicSettings.env_name={environment}", f"BasicSettings.Seed={run.seed}", *overrides]
+    settings, config = configure(suite, run, overrides)
     train(run.name, run.model, settings, folder)
-    config = load_config([f"BasicSettings.config_path={run.model}", *settings])
-    repeat = suite.repeat(environment, config)
+    repeat = suite.repeat(config.BasicSettings.env_name, config)
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
     saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
     evaluated = [(step * repeat, evaluate(run.name, step, episodes, folder)) for step in saved]
@@ -137,7 +145,7 @@ def cells(suite: Suite, options: argparse.Namespace) -> list[Run]:
     """Return the runs of a grid; the first seed of every task and model comes first."""
     runs = [
         Run(task, model, variant, seed)
-        for task in options.tasks
+        for task in (short_name(suite, task) for task in options.tasks)
         for seed in options.seeds or suite.seeds(task)
         for model in options.models or suite.models(task)
         for variant in suite.variants(model) or [options.variant]
@@ -145,19 +153,40 @@ def cells(suite: Suite, options: argparse.Namespace) -> list[Run]:
     return sorted(runs, key=lambda run: run.seed)
 
 
+def short_name(suite: Suite, task: str) -> str:
+    """Return the short name of a task that is given by its environment's id; the id if there is none."""
+    short = re.sub(r"^.*/|-v\d+$", "", task)
+    return short if suite.environment(short) == task else task
+
+
+def checked_runs(suite: Suite, options: argparse.Namespace) -> dict[Run, list[str]]:
+    """Return the runs of a grid, each once, and what of their settings is not their config's.
+
+    Raises:
+        UserError: a run has no such environment, model or setting.
+    """
+    runs = {
+        run: [*suite.variants(run.model).get(run.variant, []), *options.overrides]
+        for run in cells(suite, options)
+    }
+    for run, overrides in runs.items():
+        find_spec(configure(suite, run, overrides)[1].BasicSettings.env_name)
+    return runs
+
+
 def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     """Run the grid that a command line asks for."""
     options = grid_parser(suite, description).parse_args(arguments)
+    runs = checked_runs(suite, options)
     facts, recording = experiment_facts(f"{suite.script}.py", arguments), threading.Lock()
     facts |= {"window": suite.window, "step": suite.step}
     command = {"command": facts.pop("command")}  # of a run: those of a record may come from several
 
     def finish(run: Run) -> None:
-        overrides = [*suite.variants(run.model).get(run.variant, []), *options.overrides]
-        row = command | measure(suite, run, overrides, options.episodes, Path.cwd())
+        row = command | measure(suite, run, runs[run], options.episodes, Path.cwd())
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
-            path = options.out / f"{run.task}.json"
+            path = options.out / f"{as_file_name(run.task)}.json"
             record(suite, path, row, of_task)
             if suite.published is None:
                 draw([path], None, path.with_suffix(".png"))
@@ -165,6 +194,6 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
                 draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(finish, cells(suite, options)))
+        list(pool.map(finish, runs))
     print(f"wrote {options.out}")
     return 0

@@ -16,6 +16,7 @@ import statistics
 from typing import Any
 
 from configuration.loading import load_config
+from environments.single import environment_id
 from evaluation.episodes import evaluate, evaluation_environment
 from evaluation.policies import RandomPlay
 from experiments.grid import Suite, run_grid
@@ -34,7 +35,7 @@ def presets_of(game: str) -> tuple[str, str]:
 
 def environment_of(game: str) -> str:
     """Return the Gymnasium id of a game."""
-    return "Diagnostic/Catch-v0" if game == CATCH else f"ALE/{game}-v5"
+    return "Diagnostic/Catch-v0" if game == CATCH else environment_id(game)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from scipy import stats
 
+from configuration.loading import find_config
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from run_files.directory import RunDirectory
 from run_files.metrics import read_metrics
@@ -61,12 +62,12 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
     """Begin or continue the run `run_name` in `folder`, on one CPU thread; its log is <run_name>.log there.
 
     Args:
-        config: a file of config_files/, without its ending. overrides: settings besides.
+        config: as `find_config` takes it. overrides: settings besides.
     """
     command = [
         sys.executable,
         str(ROOT / "train.py"),
-        f"BasicSettings.config_path={ROOT / 'config_files' / config}.yaml",
+        f"BasicSettings.config_path={find_config(config).resolve()}",
         f"BasicSettings.n={run_name}",
         "BasicSettings.device=cpu",
         "BasicSettings.NumThreads=1",

@@ -23,16 +23,17 @@ def test_both_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(grid, "evaluate", lambda *_: next(returns))
     monkeypatch.setattr(grid, "run_facts", lambda *_: known)
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
-    assert acting.main(["--tasks", "WindyCatch", "--seeds", "0", "1", "--out", "records"]) == 0
+    arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch"]
+    assert acting.main([*arguments, "--seeds", "0", "1", "--out", "records"]) == 0
     seeing, blind, *_ = (set(settings) for settings in trained)
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
-    record: dict[str, Any] = json.loads(Path("records/WindyCatch.json").read_text())
+    record: dict[str, Any] = json.loads(Path("records/Diagnostic_Catch-v0.json").read_text())
     assert record["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
     assert record["blind"] == {"mean": 0.5, "seeds": [0.0, 1.0]}
     low, high = record["interval"]
     assert record["difference"] == 2.5 and low < 2.5 < high
     assert [run["model"] for run in record["runs"]] == ["STORM-catch blind"] * 2 + ["STORM-catch seeing"] * 2
-    assert Path("records/WindyCatch.png").stat().st_size > 10_000
+    assert Path("records/Diagnostic_Catch-v0.png").stat().st_size > 10_000
 
 
 def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:

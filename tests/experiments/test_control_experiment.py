@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import atari_small, control, curves_figure, grid, training
+from experiments import acting, atari_small, control, curves_figure, grid, quick_start, training
+from utils import UserError, as_file_name
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,41 @@ from experiments import atari_small, control, curves_figure, grid, training
 )
 def test_tasks_without_a_version_are_of_dm_control(task: str, environment: str) -> None:
     assert control.environment_of(task) == environment
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "short"),
+    [
+        (control.SUITE, "dm_control/walker-stand-v0", "walker-stand"),
+        (control.SUITE, "Pendulum-v1", "Pendulum-v1"),
+        (control.SUITE, "a:b/C-v1", "a:b/C-v1"),
+        (atari_small.SUITE, "ALE/Pong-v5", "Pong"),
+        (quick_start.SUITE, "Diagnostic/Catch-v0", "Catch"),
+        (acting.SUITE, "Diagnostic/WindyCatch-v0", "WindyCatch"),
+        (acting.SUITE, "Diagnostic/Catch-v0", "Diagnostic/Catch-v0"),
+    ],
+)
+def test_a_task_is_named_by_its_full_id_too(suite: grid.Suite, task: str, short: str) -> None:
+    runs = grid.cells(suite, grid.grid_parser(suite, "").parse_args(["--tasks", task]))
+    assert {run.task for run in runs} == {short} and suite.environment(short) == task
+    assert all(run.name == as_file_name(run.name) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "CartPole-v1", "Pendulum-v11"], "'Pendulum-v11' .did you mean 'Pendulum-v1'"),
+        (["--models", "STORM-contrl"], "'STORM-contrl': no such file .did you mean 'STORM-control'"),
+        (["Models.WorldModel.NumClasses=1"], "NumClasses=1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_run(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(grid, "train", lambda *_: pytest.fail("a run started"))
+    tasks = [] if "--tasks" in arguments else ["--tasks", "Pendulum-v1"]
+    with pytest.raises(UserError, match=message):
+        control.main([*tasks, *arguments])
 
 
 def test_steps_are_of_the_simulator_or_in_a_game_of_the_agent(
