@@ -12,6 +12,12 @@ from sub_models.linear import Linear
 ROOM_STEP = 16  # tokens: a softmax over a multiple of it fills the CPU's vectors
 
 
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Return the tokens (..., n, width) of (..., T, width) at positions (..., n) int64, which broadcast."""
+    index = positions.unsqueeze(-1).expand(*tokens.shape[:-2], -1, tokens.shape[-1])
+    return tokens.gather(-2, index)
+
+
 class KeyValueCache:
     """Keys and values that one attention layer has seen, in memory that grows by half when it is full.
 
@@ -77,8 +83,13 @@ class MultiHeadAttention(nn.Module):
         """Return the output (B, T, width) of what the heads found, (B, heads, T, head_dim)."""
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Tokens x (B, T, width) → the same; given positions (B, n) int64, what these tokens find alone."""
         query, key, value = self.project(x)
+        if positions is not None:
+            query = take(query, positions.unsqueeze(1))
         dropout = self.attention_dropout if self.training else 0.0
         if cache is not None:
             key, value = cache.append(key, value)
@@ -131,6 +142,8 @@ class BidirectionalBlock(nn.Module):
         self.contract = Linear(mlp_width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokens x (B, T, width) → the same; given positions (B, n) int64, those tokens alone."""
+        found = self.attention(self.attention_norm(x), positions=positions)
+        x = (x if positions is None else take(x, positions)) + self.dropout(found)
         return x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))

@@ -142,8 +142,8 @@ class MaskGITPrior(nn.Module):
         """Draft-and-Revise draws of the K latents."""
         condition = self.transformer.condition(hidden.flatten(0, -2))
 
-        def predict(tokens: Tensor) -> Tensor:
-            return self.transformer(tokens, condition)
+        def predict(tokens: Tensor, positions: Tensor | None) -> Tensor:
+            return self.transformer(tokens, condition, positions)
 
         tokens = self.plan.draw(predict, self.transformer.mask_token, noise.flatten(0, -2))
         return tokens.unflatten(0, hidden.shape[:-1])

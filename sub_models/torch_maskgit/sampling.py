@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sub_models.functions_losses import sample
 from sub_models.torch_maskgit.masking import random_groups
+
+Predict = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,28 @@ class DraftAndRevise:
         for groups in self.sweeps:
             yield next(parts), random_groups(next(parts), groups) if groups > 1 else None
 
-    def draw(self, predict: Callable[[Tensor], Tensor], mask_token: int, noise: Tensor) -> Tensor:
+    def draw(self, predict: Predict, mask_token: int, noise: Tensor) -> Tensor:
         """Draw tokens.
 
         Args:
-            predict: tokens (..., K) int64, partly masked, to logits (..., K, C).
+            predict: tokens (..., K) int64, partly masked, and positions (..., n), or None for all, to
+                logits (..., n, C) of the tokens there.
             mask_token: index of the MASK token.
             noise: (..., noise_size), uniform in [0, 1).
 
         Returns:
             (..., K), int64 in [0, C).
         """
-        tokens = torch.full(
-            (*noise.shape[:-1], self.num_tokens), mask_token, dtype=torch.long, device=noise.device
-        )
+        size = self.num_tokens
+        tokens = torch.full((*noise.shape[:-1], size), mask_token, dtype=torch.long, device=noise.device)
         for groups, (draws, group_of) in zip(self.sweeps, self._parts(noise), strict=True):
             if group_of is None:
-                tokens = sample(predict(torch.full_like(tokens, mask_token)), draws, self.unimix)
+                tokens = sample(predict(torch.full_like(tokens, mask_token), None), draws, self.unimix)
                 continue
-            for group in range(groups):
-                in_group = group_of == group
-                drawn = sample(predict(tokens.masked_fill(in_group, mask_token)), draws, self.unimix)
-                tokens = torch.where(in_group, drawn, tokens)
+            order = group_of.argsort(-1)  # positions, group after group
+            starts = [-(-group * size // groups) for group in range(groups + 1)]
+            for start, end in pairwise(starts):
+                chosen = order[..., start:end]
+                logits = predict(tokens.scatter(-1, chosen, mask_token), chosen)
+                tokens = tokens.scatter(-1, chosen, sample(logits, draws.gather(-1, chosen), self.unimix))
         return tokens

@@ -53,20 +53,25 @@ class MaskedTokenTransformer(nn.Module):
         self.bias = nn.Parameter(self.input.weight.new_zeros(num_classes))
 
     def condition(self, hidden: Tensor) -> Tensor:
-        """The hidden state's share of the input layer; computed once per sample.
+        """The hidden state's and the positions' share of the input; computed once per sample.
 
         hidden (M, D) → (M, K, width).
         """
         slices = hidden.unflatten(-1, (self.num_tokens, -1))
-        return linear_of_condition(slices, self.token, self.input)
+        condition = linear_of_condition(slices, self.token, self.input)
+        return condition + self.position.weight.to(condition.dtype)
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """tokens (M, K) int64, masked ones C; condition from `condition` → logits (M, K, C)."""
+    def forward(self, tokens: Tensor, condition: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens (M, K) int64, masked ones C; condition from `condition` → logits (M, K, C).
+
+        Given positions (M, n) int64, logits (M, n, C) of these tokens alone.
+        """
         # input(concat(token(tokens), slice)) + position, the two parts of the product apart.
-        embedded = linear_of_embeddings(tokens, self.token, self.input)
-        x = embedded + (condition + self.position.weight.to(condition.dtype))
-        for block in self.blocks:
+        x = linear_of_embeddings(tokens, self.token, self.input) + condition
+        *earlier, last = self.blocks
+        for block in earlier:
             x = block(x)
+        x = last(x, positions)
         x = self.output_norm(F.gelu(self.output(x)))
         x = self.vocabulary_norm(F.gelu(self.to_vocabulary(x)))
         return linear(x, self.token.weight[: self.num_classes], self.bias)

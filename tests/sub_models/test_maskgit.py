@@ -106,9 +106,9 @@ class Recorder:
         self.inputs: list[Tensor] = []
         self.num_classes = num_classes
 
-    def __call__(self, tokens: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         self.inputs.append(tokens.clone())
-        index = torch.full_like(tokens, len(self.inputs) - 1)
+        index = torch.full_like(tokens if positions is None else positions, len(self.inputs) - 1)
         return one_hot(index, self.num_classes).log()
 
 
@@ -189,8 +189,13 @@ def test_the_distribution_is_that_of_all_sweeps(plan: tuple[int, int, int]) -> N
         torch.randn(3**num_tokens, num_tokens, num_classes, generator=torch.Generator().manual_seed(1)) * 2
     )
 
-    def predict(tokens: Tensor) -> Tensor:
-        return table[(tokens * torch.tensor([1, 3, 9])).sum(-1)]
+    def predict(tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        logits = table[(tokens * torch.tensor([1, 3, 9])).sum(-1)]
+        return (
+            logits
+            if positions is None
+            else logits.gather(1, positions[..., None].expand(-1, -1, num_classes))
+        )
 
     def frequencies(tokens: Tensor) -> Tensor:
         return torch.bincount((tokens * torch.tensor([1, 2, 4])).sum(-1), minlength=8) / n
@@ -200,6 +205,20 @@ def test_the_distribution_is_that_of_all_sweeps(plan: tuple[int, int, int]) -> N
     torch.testing.assert_close(
         ours, frequencies(naive_draw(plan, predict, num_tokens, 2, n)), rtol=0, atol=0.015
     )
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_logits_of_some_tokens_are_those_of_all(layers: int) -> None:
+    torch.manual_seed(0)
+    models = maskgit_config()
+    models.MaskGit.TmfArgs.NumLayers = layers
+    transformer = make_maskgit(models).transformer.eval()
+    tokens = torch.randint(transformer.num_classes + 1, (5, transformer.num_tokens))
+    condition = transformer.condition(torch.randn(5, models.WorldModel.TransformerHiddenDim))
+    positions = uniform(5, transformer.num_tokens).argsort(-1)[:, :3]
+    everywhere = transformer(tokens, condition)
+    expected = torch.stack([logits[chosen] for logits, chosen in zip(everywhere, positions, strict=True)])
+    torch.testing.assert_close(transformer(tokens, condition, positions), expected)
 
 
 # The prior.
