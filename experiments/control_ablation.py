@@ -17,7 +17,7 @@ from experiments.control import environment_of
 from experiments.grid import Suite, run_grid
 from utils import run_cli
 
-SHORT = "JointTrainAgent.SampleMaxSteps=6_000"  # where sides still differ
+SHORT = "JointTrainAgent.SampleMaxSteps=5_000"  # where sides still differ
 VARIANTS = {
     "STORM-control": {
         "": [SHORT],
