@@ -103,6 +103,7 @@ def page(browser: Any, site: Site) -> Any:
 
 
 def step_of(page: Any) -> int:
+    """Return the step whose pictures are drawn."""
     return int(page.evaluate("document.body.dataset.step ?? -1"))
 
 
@@ -147,7 +148,6 @@ def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
         before = step_of(page)
         page.keyboard.press(key)  # a step each, as it is paused; who presses a key plays
         wait_until(page, lambda before=before: step_of(page) == before + 1)
-        page.wait_for_timeout(300)
         places.append(paddle(page))
     assert places[0] > places[1] < places[2]
     assert "on" in page.get_attribute("[data-player=you]", "class")
@@ -166,7 +166,6 @@ def test_keys_are_changed_and_stay_so(page: Any) -> None:
     before, step = paddle(page), step_of(page)
     page.keyboard.press("d")
     wait_until(page, lambda: step_of(page) == step + 1)
-    page.wait_for_timeout(300)
     assert paddle(page) > before or before > 0.8
 
 
@@ -198,8 +197,7 @@ def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
 def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
     page.click("[data-mode=branch]")
     wait_until(page, lambda: "0 steps apart" in page.inner_text("#note-dream"))
-    page.wait_for_timeout(300)
-    assert np.abs(picture(page, "game") - picture(page, "dream")).mean() < 8  # they agree at first
+    wait_until(page, lambda: np.abs(picture(page, "game") - picture(page, "dream")).mean() < 8)  # at first
     page.click("#record")
     page.click("#pause")
     wait_until(page, lambda: site.session.recording is not None and len(site.session.recording) > 20)
