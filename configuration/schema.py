@@ -147,9 +147,7 @@ class WorldModel:
     RewardDecoding: str = fixed("symexp_of_mean", "of the bins' symlog values, when it is unsure", DECODINGS)
     BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
     ReconstructionWeight: float = fixed(1.0, "weight of the squared error of observations", NOT_NEGATIVE)
-    MovingWeight: float = fixed(
-        1.0, "weight of moving pixels in it, those of a sprite; 1: as others", POSITIVE
-    )
+    MovingWeight: float = fixed(1.0, "weight in it of moving pixels, a sprite's; 1: as others", POSITIVE)
     MovingThreshold: float = fixed(0.1, "moving: so far from a batch's mean picture, of 1", RATE)
     DynamicsWeight: float = fixed(0.5, "weight of KL[sg posterior || prior]", NOT_NEGATIVE, "beta_1")
     RepresentationWeight: float = fixed(0.1, "weight of KL[posterior || sg prior]", NOT_NEGATIVE, "beta_2")

@@ -57,12 +57,14 @@ def find_spec(name: str) -> EnvSpec:
             raise UserError(
                 f"environment {name!r}: module {module!r} cannot be imported ({error})"
             ) from error
-    if registered.startswith(control.PREFIX):
-        control.register_tasks()
+    if registered not in gymnasium.registry:
+        try:
+            control.register_tasks()  # one of them may be meant
+        except UserError:
+            if registered.startswith(control.PREFIX):
+                raise
     spec = gymnasium.registry.get(registered)
     if spec is None:
-        with contextlib.suppress(UserError):
-            control.register_tasks()  # one of them may be meant
         raise UserError(f"unknown environment {name!r}{nearest(registered, gymnasium.registry, key=_bare)}")
     return spec
 

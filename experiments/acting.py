@@ -45,11 +45,8 @@ SUITE = Suite(
     models=lambda task: ("STORM-catch" if task == WINDY else "STORM-tiny",),
     seeds=lambda task: range(8),
     environment=lambda task: f"Diagnostic/{task}-v0" if task == WINDY else environment_id(task),
-    step="agent_steps",
-    repeat=lambda environment, config: 1,
     window=1_000,
     episodes=50,
-    every_checkpoint=False,
     variants=lambda model: {SEEING: [], BLIND: ["JointTrainAgent.ActBlindly=True"]},
     compare=compare,
 )

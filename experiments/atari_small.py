@@ -37,8 +37,6 @@ SUITE = Suite(
     models=lambda game: ("STORM-small", "GITSTORM-small"),
     seeds=lambda game: (0, 1) if game == "Boxing" else (0,),
     environment=environment_id,
-    step="agent_steps",
-    repeat=lambda environment, config: 1,
     window=10_000,
     episodes=20,
     every_checkpoint=True,

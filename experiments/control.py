@@ -35,7 +35,6 @@ SUITE = Suite(
     repeat=lambda environment, config: action_repeat(environment, config.Environment),
     window=10_000,
     episodes=10,
-    every_checkpoint=False,
     published=ROOT / "results" / "published_control.json",
 )
 

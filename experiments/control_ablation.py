@@ -48,11 +48,8 @@ SUITE = Suite(
     models=lambda task: tuple(VARIANTS),
     seeds=lambda task: (0, 1),
     environment=environment_of,
-    step="agent_steps",
-    repeat=lambda environment, config: 1,
     window=2_000,
     episodes=10,
-    every_checkpoint=False,
     variants=lambda model: VARIANTS.get(model, {}),
     compare=compare,
 )

@@ -46,11 +46,11 @@ class Suite:
     models: Callable[[str], Sequence[str]]  # configs that a task is learned with
     seeds: Callable[[str], Sequence[int]]  # of a task
     environment: Callable[[str], str]  # Gymnasium's id of a task
-    step: str  # what curves count: steps of the simulator, or of the agent
-    repeat: Callable[[str, Config], int]  # such steps in a step of the agent
-    window: int  # of them, the last ones, that the training return is averaged over
+    window: int  # steps, the last ones, that the training return is averaged over
     episodes: int  # of an evaluation
-    every_checkpoint: bool  # is evaluated, or the last one only
+    every_checkpoint: bool = False  # is evaluated, or the last one only
+    step: str = "agent_steps"  # what curves count: steps of the agent, or of the simulator
+    repeat: Callable[[str, Config], int] = lambda environment, config: 1  # such steps in one of the agent
     published: Path | None = None  # curves beside which all tasks are drawn; None: each has its figure
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
     compare: Callable[[str, list[dict[str, Any]]], dict[str, Any]] = lambda task, runs: {}

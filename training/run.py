@@ -54,13 +54,8 @@ COUNTS = (
     "evaluation_due",
     "threads",
 )
-PARTS = (
-    "environment",
-    "learner",
-    "streams",
-    "policy",
-    "logger",
-)  # these through their state_dict, data first
+# These through their state_dict, the data first.
+PARTS = ("environment", "learner", "streams", "policy", "logger")
 
 
 class StopRequest:

@@ -81,3 +81,17 @@ def random_groups(scores: Tensor, num_groups: int) -> Tensor:
         Group of each position (..., K), int64 in [0, num_groups).
     """
     return scores.argsort(-1) * num_groups // scores.shape[-1]
+
+
+def positions_by_group(groups: Tensor, num_groups: int) -> list[Tensor]:
+    """The positions of each group of a split by `random_groups`.
+
+    Args:
+        groups: (..., K), int64.
+
+    Returns:
+        int64 (..., n), n = K/num_groups or one more, for each group.
+    """
+    size = groups.shape[-1]
+    starts = [-(-group * size // num_groups) for group in range(1, num_groups)]  # p·num_groups ≥ group·K
+    return list(groups.argsort(-1).tensor_split(starts, dim=-1))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sub_models.functions_losses import sample
-from sub_models.torch_maskgit.masking import random_groups
+from sub_models.torch_maskgit.masking import positions_by_group, random_groups
 
 Predict = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -83,16 +82,14 @@ class DraftAndRevise:
         Returns:
             (..., K), int64 in [0, C).
         """
-        size = self.num_tokens
-        tokens = torch.full((*noise.shape[:-1], size), mask_token, dtype=torch.long, device=noise.device)
+        tokens = torch.full(
+            (*noise.shape[:-1], self.num_tokens), mask_token, dtype=torch.long, device=noise.device
+        )
         for groups, (draws, group_of) in zip(self.sweeps, self._parts(noise), strict=True):
             if group_of is None:
                 tokens = sample(predict(torch.full_like(tokens, mask_token), None), draws, self.unimix)
                 continue
-            order = group_of.argsort(-1)  # positions, group after group
-            starts = [-(-group * size // groups) for group in range(groups + 1)]
-            for start, end in pairwise(starts):
-                chosen = order[..., start:end]
+            for chosen in positions_by_group(group_of, groups):
                 logits = predict(tokens.scatter(-1, chosen, mask_token), chosen)
                 tokens = tokens.scatter(-1, chosen, sample(logits, draws.gather(-1, chosen), self.unimix))
         return tokens

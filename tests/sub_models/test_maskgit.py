@@ -13,11 +13,13 @@ from torch import Tensor
 
 import sub_models.priors
 from configuration.schema import Config, Models
+from sub_models.attention_blocks import take
 from sub_models.functions_losses import one_hot, sample
 from sub_models.priors import MaskGITPrior, Prior, make_prior
 from sub_models.torch_maskgit.masking import (
     mask_count,
     mask_ratio,
+    positions_by_group,
     random_groups,
     random_mask,
 )
@@ -92,6 +94,8 @@ def test_random_groups_are_nearly_equal(num_tokens: int, num_groups: int) -> Non
     groups = random_groups(uniform(200, num_tokens), num_groups)
     sizes = torch.stack([(groups == group).sum(-1) for group in range(num_groups)])
     assert sizes.sum(0).eq(num_tokens).all() and sizes.max() - sizes.min() <= 1
+    for group, chosen in enumerate(positions_by_group(groups, num_groups)):
+        assert torch.zeros_like(groups).scatter(-1, chosen, 1).eq(groups == group).all()
     if num_groups > 1:
         assert len(groups.unique(dim=0)) > 100, "a permutation per sample"
 
@@ -191,11 +195,7 @@ def test_the_distribution_is_that_of_all_sweeps(plan: tuple[int, int, int]) -> N
 
     def predict(tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         logits = table[(tokens * torch.tensor([1, 3, 9])).sum(-1)]
-        return (
-            logits
-            if positions is None
-            else logits.gather(1, positions[..., None].expand(-1, -1, num_classes))
-        )
+        return logits if positions is None else take(logits, positions)
 
     def frequencies(tokens: Tensor) -> Tensor:
         return torch.bincount((tokens * torch.tensor([1, 2, 4])).sum(-1), minlength=8) / n
