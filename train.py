@@ -51,17 +51,23 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
 
 
 def take_step(run: TrainingRun) -> None:
-    """Act, let the emulator step while the device learns, and store; of video, learn only."""
+    """Act, let the emulator step while the device learns, and store; of video, learn only.
+
+    With UpdateAfterStoring the update waits for the step, and can draw it.
+    """
     if not run.plays:
         return run.update_models()
+    waits = run.config.JointTrainAgent.UpdateAfterStoring
     observation = run.execution.upload(run.observation)
     learning = run.is_warm
     action = run.policy.act(observation) if learning else run.policy.act_randomly(observation)
     run.environment.start_step(action)
-    if learning:
+    if learning and not waits:
         run.update_models()
     result = run.environment.finish_step()
     run.store_step(observation, action, result)
+    if learning and waits:
+        run.update_models()
     run.step += run.config.JointTrainAgent.NumEnvs
     run.faults_in_a_row = 0
     run.record(result)

@@ -111,6 +111,7 @@ class JointTrainAgent:
     ImagineBatchLength: int = fixed(16, "imagination horizon", WIDTH, "H")
     ActingContextLength: int = fixed(16, "real steps the policy remembers when acting", WIDTH)
     ActBlindly: bool = fixed(False, "choose actions on a prior sample, without the present frame")
+    UpdateAfterStoring: bool = fixed(False, "update once a step is stored, not while the emulator makes it")
     TrainDynamicsEverySteps: int = fixed(1, "environment steps per world-model update", STEPS)
     TrainAgentEverySteps: int = fixed(1, "environment steps per agent update", STEPS)
     UseDemonstration: bool = fixed(False, "mix demonstrations into both updates")

@@ -305,8 +305,12 @@ def watch_run(run: TrainingRun, seen: dict[str, list[Any]], patch: pytest.Monkey
     patch.setattr(training.run, "evaluate", evaluate)
     watch(run.policy, "act", note("chosen steps"))
     watch(run.policy, "act_randomly", note("random steps"))
-    watch(run.learner, "update_world_model", note("batches", lambda _, batch: batch.reward.shape))
-    watch(run.learner, "imagine", note("contexts", lambda _, batch: batch.reward.shape))
+
+    def drawn(_: Any, batch: Batch) -> tuple[int, ...]:
+        return *batch.reward.shape, run.replay.count * run.environment.num_envs - run.step
+
+    watch(run.learner, "update_world_model", note("batches", drawn))
+    watch(run.learner, "imagine", note("contexts", drawn))
     watch(run.logger, "scalars", scalars)
     watch(run.logger, "video", note("videos", lambda _, step, tag, frames, *more: frames.shape))
     watch(run, "save_checkpoint", note("checkpoints", lambda _, nominal: nominal))

@@ -148,6 +148,7 @@ PROBES = {
     "JointTrainAgent.ImagineBatchLength": Probe(4, {"horizon", "videos"} | DRAWS),
     "JointTrainAgent.ActingContextLength": Probe(5, {"acting", "acting context"}),
     "JointTrainAgent.ActBlindly": Probe(True, {"acting"}),
+    "JointTrainAgent.UpdateAfterStoring": Probe(True, {"batches", "contexts"}),
     "JointTrainAgent.TrainDynamicsEverySteps": Probe(3, {"batches"}),
     "JointTrainAgent.TrainAgentEverySteps": Probe(4, {"contexts"}),
     "JointTrainAgent.UseDemonstration": Probe(True, {"batches", "contexts"}),

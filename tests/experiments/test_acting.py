@@ -11,10 +11,10 @@ import pytest
 from experiments import acting, grid
 
 
-def test_both_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained: list[list[str]] = []
-    returns = iter(([1.0, 3.0], [0.0, 0.0], [4.0, 4.0], [1.0, 1.0]))
+    returns = iter(([1.0, 3.0], [0.0, 0.0], [2.0, 2.0], [4.0, 4.0], [1.0, 1.0], [4.0, 5.0]))
     known = {"trained_steps": 3_000, "training_minutes": 3.0, "commit": "abc"}
     monkeypatch.setattr(grid, "AT_A_TIME", 1)
     monkeypatch.setattr(grid, "train", lambda name, config, settings, folder: trained.append(settings))
@@ -25,19 +25,22 @@ def test_both_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
     arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch"]
     assert acting.main([*arguments, "--seeds", "0", "1", "--out", "records"]) == 0
-    seeing, blind, *_ = (set(settings) for settings in trained)
+    seeing, blind, storing, *_ = (set(settings) for settings in trained)
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
+    assert storing - seeing == {"JointTrainAgent.UpdateAfterStoring=True"} and not seeing - storing
     record: dict[str, Any] = json.loads(Path("records/Diagnostic_Catch-v0.json").read_text())
     assert record["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
-    assert record["blind"] == {"mean": 0.5, "seeds": [0.0, 1.0]}
-    low, high = record["interval"]
-    assert record["difference"] == 2.5 and low < 2.5 < high
-    assert [run["model"] for run in record["runs"]] == ["STORM-catch blind"] * 2 + ["STORM-catch seeing"] * 2
+    for side, scores, above in (("blind", [0.0, 1.0], 2.5), ("storing first", [2.0, 4.5], -0.25)):
+        low, high = record[side]["interval"]
+        assert record[side]["seeds"] == scores and record[side]["seeing_above"] == above
+        assert low < above < high
+    sides = [run["model"].removeprefix("STORM-catch ") for run in record["runs"]]
+    assert sides == ["blind"] * 2 + ["seeing"] * 2 + ["storing first"] * 2
     assert Path("records/Diagnostic_Catch-v0.png").stat().st_size > 10_000
 
 
 def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
     runs = grid.cells(acting.SUITE, grid.grid_parser(acting.SUITE, "").parse_args([]))
     for task, model in (("WindyCatch", "STORM-catch"), ("Seaquest", "STORM-tiny")):
-        for side in ("seeing", "blind"):
+        for side in acting.SIDES:
             assert sum((run.task, run.model, run.variant) == (task, model, side) for run in runs) == 8
