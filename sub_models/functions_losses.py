@@ -6,6 +6,8 @@ the quantities that a half-precision sum would ruin.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -117,18 +119,25 @@ def straight_through(index: Tensor, log_probs: Tensor) -> Tensor:
 
 def squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum of squared differences, each times its weight, over all axes but the first two, (B, L), float32."""
-    error = prediction.float() - target  # not mse_loss, whose gradient forgets how pictures lie in memory
-    squares = error.square() if weight is None else error.square() * weight
-    return squares.sum(tuple(range(2, error.dim())))
+    return SquaredError.apply(prediction, target, weight)
 
 
-def moving_pixels(pictures: Tensor, threshold: float) -> Tensor:
-    """Return where pictures (B, L, C, H, W) are farther than `threshold` from their mean in some channel.
+class SquaredError(torch.autograd.Function):
+    """`squared_error` in few passes over the pictures; its gradient lies in memory as they do."""
 
-    Returns:
-        bool (B, L, 1, H, W): of a fixed camera the pixels of what moves.
-    """
-    return ((pictures - pictures.mean((0, 1))).abs() > threshold).any(2, keepdim=True)
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        error = prediction.float() - target
+        weighted = error if weight is None else error * weight
+        ctx.save_for_backward(weighted)
+        ctx.dtype = prediction.dtype
+        return (error * weighted).sum(tuple(range(2, error.dim())))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weighted,) = ctx.saved_tensors
+        factor = (2 * gradient)[(...,) + (None,) * (weighted.dim() - 2)]
+        return (weighted * factor).to(ctx.dtype), None, None
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from math import log2
 
+import torch
 from torch import Tensor, nn
 
 from configuration.schema import WorldModel as WorldModelConfig
@@ -86,3 +88,19 @@ class ImageDecoder(nn.Module):
     def target(observation: Tensor) -> Tensor:
         """uint8 (..., side, side, channels) → float32 (..., channels, side, side) in [0, 1]."""
         return (observation.float() / PIXEL_MAX).movedim(-1, -3)
+
+
+def moving_pixels(pictures: Tensor, threshold: float) -> Tensor:
+    """Return where pictures are farther than `threshold` from their mean in some channel.
+
+    Args:
+        pictures: uint8 (B, L, H, W, C). threshold: of the brightest pixel.
+
+    Returns:
+        bool (B, L, 1, H, W): of a fixed camera the pixels of what moves.
+    """
+    mean, distance = pictures.float().mean((0, 1)), threshold * PIXEL_MAX
+    least = (mean - distance).ceil().clamp(0, PIXEL_MAX).to(torch.uint8)
+    most = (mean + distance).floor().clamp(0, PIXEL_MAX).to(torch.uint8)
+    far = (pictures < least) | (pictures > most)
+    return functools.reduce(torch.bitwise_or, far.unbind(-1)).unsqueeze(2)

@@ -23,7 +23,6 @@ from sub_models.functions_losses import (
     categorical_kl,
     entropy,
     free_nats,
-    moving_pixels,
     one_hot,
     sample,
     squared_error,
@@ -31,6 +30,7 @@ from sub_models.functions_losses import (
     unimix_log_probs,
     weighted_sum,
 )
+from sub_models.image import moving_pixels
 from sub_models.perceptron import perceptron
 from sub_models.precision import compute_dtype
 from sub_models.priors import make_prior
@@ -170,7 +170,7 @@ class WorldModel(nn.Module):
         """
         target, weight = self.decoder.target(observation), None
         if self.spaces.observation.kind == "image" and self.config.MovingWeight != 1:
-            moving = moving_pixels(target, self.config.MovingThreshold)
+            moving = moving_pixels(observation, self.config.MovingThreshold)
             weight = torch.where(moving, self.config.MovingWeight, 1.0)
         return squared_error(self.decode(latent), target, weight)
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tests_support import uniform
+from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from sub_models.functions_losses import (
@@ -15,7 +16,6 @@ from sub_models.functions_losses import (
     entropy,
     free_nats,
     lambda_return,
-    moving_pixels,
     one_hot,
     percentile,
     sample,
@@ -25,6 +25,7 @@ from sub_models.functions_losses import (
     symlog,
     unimix_log_probs,
 )
+from sub_models.image import ImageDecoder, moving_pixels
 
 
 def test_symlog_and_its_inverse() -> None:
@@ -209,22 +210,30 @@ def test_sample_at_the_edges_of_its_noise(first: int) -> None:
         assert sample(logits, just_below_one.expand(1000)).max() == num_classes - 1
 
 
-def test_squared_error_is_summed_over_what_a_step_observes() -> None:
-    prediction, target = uniform(2, 3, 4, 5).bfloat16(), uniform(2, 3, 4, 5, seed=1)
-    expected = (prediction.float() - target).square().flatten(2).sum(-1)
-    torch.testing.assert_close(squared_error(prediction, target), expected)
+@pytest.mark.parametrize("weight", [None, 1 + uniform(2, 3, 1, 5, seed=2)], ids=["plain", "weighted"])
+def test_squared_error_is_summed_over_what_a_step_observes(weight: Tensor | None) -> None:
+    prediction, target = uniform(2, 3, 4, 5).bfloat16().requires_grad_(), uniform(2, 3, 4, 5, seed=1)
+    upstream = uniform(2, 3, seed=3)
+    squares = (prediction.float() - target).square()
+    expected = (squares if weight is None else squares * weight).flatten(2).sum(-1)
+    error = squared_error(prediction, target, weight)
+    torch.testing.assert_close(error, expected)
+    (gradient,) = torch.autograd.grad(error, prediction, upstream)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(expected, prediction, upstream))
 
 
 def test_pixels_of_what_moves_count_more() -> None:
     """A sprite of one pixel in one of ten pictures; the pixel counts where the sprite is, and only there."""
-    pictures = torch.full((2, 5, 3, 4, 4), 0.5)
-    pictures[1, 2, 0, 3, 1] = 1.0
+    pictures = torch.full((2, 5, 4, 4, 3), 51, dtype=torch.uint8)  # 0.2
+    pictures[1, 2, 3, 1, 0] = 255
     moving = moving_pixels(pictures, 0.1)
     assert moving.shape == (2, 5, 1, 4, 4) and moving.nonzero().tolist() == [[1, 2, 0, 3, 1]]
-    assert not moving_pixels(pictures, 0.46).any()  # the mean is 0.55 there
-    error = squared_error(torch.zeros_like(pictures), pictures, torch.where(moving, 9.0, 1.0))
-    expected = torch.full((2, 5), 48 * 0.25)
-    expected[1, 2] = 45 * 0.25 + 9 * (1.0 + 2 * 0.25)
+    assert not moving_pixels(pictures, 0.73).any()  # the mean is 0.28 there
+    assert moving_pixels(255 - pictures, 0.71).equal(moving_pixels(pictures, 0.71)) and moving.any()
+    target = ImageDecoder.target(pictures)
+    error = squared_error(torch.zeros_like(target), target, torch.where(moving, 9.0, 1.0))
+    expected = torch.full((2, 5), 48 * 0.04)
+    expected[1, 2] = 45 * 0.04 + 9 * (1.0 + 2 * 0.04)
     torch.testing.assert_close(error, expected)
 
 
