@@ -98,8 +98,9 @@ def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of a mean (Student's t); of one value that value, twice."""
-    half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) if len(values) > 1 else 0.0
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+    mean, count = statistics.fmean(values), len(values)
+    half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) if count > 1 else 0.0
+    return float(mean - half), float(mean + half)
 
 
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
