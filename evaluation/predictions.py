@@ -115,6 +115,18 @@ def errors_by_horizon(
     return {name: values.tolist() for name, values in means.items()}
 
 
+@torch.no_grad()
+def reward_correlation(world_model: WorldModel, batch: Batch, streams: RandomStreams) -> float:
+    """Return the correlation of the rewards told of seen (B, L) windows and the true ones; nan if alike.
+
+    Of a model that has learned its replay buffer by heart it is near 0 in new episodes.
+    """
+    noise = streams.uniform("reward_correlation", *batch.reward.shape, world_model.posterior_noise_size)
+    hidden = world_model.start(batch.observation, batch.action, noise, 0).hiddens
+    told = world_model.predict_reward(hidden)
+    return float(torch.corrcoef(torch.stack([told.flatten(), batch.reward.flatten()]))[0, 1])
+
+
 def round_to_sign(predicted: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     """Return -1, 0 or 1: the sign of predicted rewards, 0 if nearer to 0 than to the smallest real one."""
     sizes = rewards.abs()[rewards != 0]
@@ -163,6 +175,7 @@ def measure(
         "windows": settings.PredictionWindows,
         "steps_played": steps.reward.shape[1],
         "episode_returns": returns,
+        "reward_correlation": reward_correlation(world_model, batch, streams),
         "by_horizon": errors_by_horizon(world_model, batch, prediction, context, streams),
     }
     if world_model.spaces.observation.kind != "image":

@@ -27,6 +27,7 @@ from evaluation.policies import EvaluationPolicy
 from evaluation.predictions import (
     errors_by_horizon,
     play_episodes,
+    reward_correlation,
     round_to_sign,
     spread_windows,
     window_lengths,
@@ -100,6 +101,23 @@ def test_vectors_are_judged_in_symlog_space_and_not_filmed(
     assert errors["model_error"] == pytest.approx([0.25] * HORIZON)
     copied = symlog(batch.observation[:, CONTEXT:]) - symlog(batch.observation[:, CONTEXT - 1 : CONTEXT])
     assert errors["copy_error"] == pytest.approx(copied.square().mean((0, 2)).tolist())
+
+
+def test_told_rewards_are_compared_with_those_of_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that is the hidden state's first number, of frames that are all seen."""
+    world_model, _ = small_models()
+    batch, streams = random_batch(3, 5), RandomStreams(0, CPU)
+    monkeypatch.setattr(type(world_model), "predict_reward", lambda _, hidden: hidden[..., 0].float())
+    noise = RandomStreams(0, CPU).uniform("reward_correlation", 3, 5, world_model.posterior_noise_size)
+    with torch.no_grad():
+        hidden = world_model.start(batch.observation, batch.action, noise, 0).hiddens
+    told = hidden[..., 0].float()
+    assert reward_correlation(world_model, batch._replace(reward=told), streams) == pytest.approx(1)
+    later = told.roll(1, 1)
+    expected = np.corrcoef(told.flatten(), later.flatten())[0, 1]
+    streams = RandomStreams(0, CPU)
+    assert reward_correlation(world_model, batch._replace(reward=later), streams) == pytest.approx(expected)
+    assert math.isnan(reward_correlation(world_model, batch._replace(reward=torch.zeros(3, 5)), streams))
 
 
 def test_held_out_play_is_whole_episodes_in_order() -> None:
@@ -229,7 +247,7 @@ def test_the_table_shows_each_horizon(tmp_path: Path) -> None:
     columns = {name: [0.25, math.nan] for name in vars(report_on_noise())}
     result = {
         "env_name": "x", "model": "STORM", "step": 1, "windows": 2, "episode_returns": [0.0], "context": 3,
-        "by_horizon": columns,
+        "reward_correlation": 0.5, "by_horizon": columns,
     }  # fmt: skip
     write_report(result, None, tmp_path / "run")
     written = json.loads((tmp_path / "run.json").read_text())["by_horizon"]
@@ -237,7 +255,9 @@ def test_the_table_shows_each_horizon(tmp_path: Path) -> None:
     lines = table(result).splitlines()
     assert [line.split()[0] for line in lines[3:5]] == ["1", "2"]
     assert "0.2500" in lines[3] and "NaN" in lines[4]
-    assert lines[5] == "better than copying at 0 of 1 horizons at which the observation changes"
+    better, told = lines[5].split("; ")
+    assert better == "better than copying at 0 of 1 horizons at which the observation changes"
+    assert told == "correlation of told and true rewards, all frames seen: 0.50"
     columns["changed_copy_error"][0] = 0.3
     assert "better than copying at 1 of 1 horizons" in table(result)
 
