@@ -28,7 +28,9 @@ SMALLEST = torch.finfo(torch.float32).tiny  # keeps a ratio finite where its den
 class ReturnScale(nn.Module):
     """S: how far apart the 95th and 5th percentile of the returns are (DreamerV3, eq. 11).
 
-    Both percentiles are averaged over updates; the averages start at 0, without debiasing.
+    Both percentiles are averaged over updates; the averages start at 0, without debiasing. With
+    `ScaleOf` advantages they are those of the returns less their values: where states differ in value
+    far more than the actions in them, as in games of long-lasting rewards, little else moves the actor.
 
     Args:
         config: the Agent section.
@@ -42,7 +44,7 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
-        """Take a batch of returns (any shape) into the averages; return the new S, a 0-d tensor."""
+        """Take returns or advantages of any shape into the averages; return the new S, a 0-d tensor."""
         weight = 1 - self.config.ReturnDecay
         self.low.lerp_(percentile(returns, self.config.ReturnPercentileLow), weight)
         self.high.lerp_(percentile(returns, self.config.ReturnPercentileHigh), weight)
@@ -104,8 +106,10 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             slow_value = self.two_hot.decode(self.slow_critic(rollout.feature))
         returns = self.returns(rollout, value)
-        scale = self.return_scale.update(returns).clamp(min=self.config.ReturnScaleFloor)
-        advantage = (returns - value[:, :-1]) / scale
+        surprise = returns - value[:, :-1]
+        scaled = returns if self.config.ScaleOf == "returns" else surprise
+        scale = self.return_scale.update(scaled).clamp(min=self.config.ReturnScaleFloor)
+        advantage = surprise / scale
 
         outputs = self.actor(rollout.feature[:, :-1])
         maps = {
@@ -124,7 +128,7 @@ class ActorCritic(nn.Module):
             "imagined_return": returns.mean(),
             "imagined_reward": rollout.reward.mean(),
             "value": value.mean(),
-            "value_explained": 1 - (returns - value[:, :-1]).var() / returns.var().clamp(min=SMALLEST),
+            "value_explained": 1 - surprise.var() / returns.var().clamp(min=SMALLEST),
         }
         return total, {name: metric.detach().clone() for name, metric in metrics.items()}
 

@@ -57,9 +57,11 @@ def test_return_scale_follows_the_percentiles_slowly_from_zero() -> None:
     )
 
 
+@pytest.mark.parametrize("scale_of", ["returns", "advantages"])  # the paper's, and ours
 @pytest.mark.parametrize("reward_scale", [0.1, 1e4])
-def test_losses_are_those_of_the_paper(reward_scale: float) -> None:
+def test_losses_are_those_of_the_paper(reward_scale: float, scale_of: str) -> None:
     _, agent = models("STORM")
+    agent.config.ScaleOf = scale_of
     rollout = random_rollout(agent, reward_scale=reward_scale)
     horizon = rollout.action.shape[1]
     total, metrics = agent.loss(rollout)
@@ -75,7 +77,7 @@ def test_losses_are_those_of_the_paper(reward_scale: float) -> None:
 
     g, value = returns(agent.critic)
     slow_g, _ = returns(agent.slow_critic)
-    ordered = g.flatten().sort().values
+    ordered = (g if scale_of == "returns" else g - value[:, :-1]).flatten().sort().values
     n = len(ordered)
     spread = 0.01 * (ordered[math.floor(0.95 * n) - 1] - ordered[math.floor(0.05 * n) - 1])
     assert (spread > 1) == (reward_scale > 1), "both sides of max(1, S) are tried"

@@ -112,6 +112,7 @@ PROBES = {
     "Models.Agent.ReturnDecay": Probe(0.5, SCALE),
     "Models.Agent.ReturnPercentileLow": Probe(0.3, SCALE),
     "Models.Agent.ReturnPercentileHigh": Probe(0.7, SCALE),
+    "Models.Agent.ScaleOf": Probe("advantages", SCALE),
     "Models.Agent.ReturnScaleFloor": Probe(100, {"divisor"} | ACTOR_LOSS),
     "Models.Agent.LearningRate": Probe(1e-2, AGENT_STEP),
     "Models.Agent.AdamEps": Probe(0.5, AGENT_STEP),
