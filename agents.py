@@ -29,8 +29,8 @@ class ReturnScale(nn.Module):
     """S: how far apart the 95th and 5th percentile of the returns are (DreamerV3, eq. 11).
 
     Both percentiles are averaged over updates; the averages start at 0, without debiasing. With
-    `ScaleOf` advantages they are those of the returns less their values: where states differ in value
-    far more than the actions in them, as in games of long-lasting rewards, little else moves the actor.
+    `ScaleOf=advantages` they are those of the advantages, which move the actor also where states differ
+    in value far more than the actions in them.
 
     Args:
         config: the Agent section.
@@ -106,14 +106,13 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             slow_value = self.two_hot.decode(self.slow_critic(rollout.feature))
         returns = self.returns(rollout, value)
-        surprise = returns - value[:, :-1]
-        scaled = returns if self.config.ScaleOf == "returns" else surprise
-        scale = self.return_scale.update(scaled).clamp(min=self.config.ReturnScaleFloor)
-        advantage = surprise / scale
+        advantage = returns - value[:, :-1]
+        measured = returns if self.config.ScaleOf == "returns" else advantage
+        scale = self.return_scale.update(measured).clamp(min=self.config.ReturnScaleFloor)
 
         outputs = self.actor(rollout.feature[:, :-1])
         maps = {
-            "policy_loss": -self.actions.log_prob(outputs, rollout.action) * advantage,
+            "policy_loss": -self.actions.log_prob(outputs, rollout.action) * (advantage / scale),
             "value_loss": self.two_hot.loss(value_logits[:, :-1], returns),
             "slow_value_loss": self.two_hot.loss(value_logits[:, :-1], self.returns(rollout, slow_value)),
             "entropy_loss": self.actions.entropy(outputs),
@@ -128,7 +127,7 @@ class ActorCritic(nn.Module):
             "imagined_return": returns.mean(),
             "imagined_reward": rollout.reward.mean(),
             "value": value.mean(),
-            "value_explained": 1 - surprise.var() / returns.var().clamp(min=SMALLEST),
+            "value_explained": 1 - advantage.var() / returns.var().clamp(min=SMALLEST),
         }
         return total, {name: metric.detach().clone() for name, metric in metrics.items()}
 

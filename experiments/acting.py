@@ -43,7 +43,7 @@ def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         if not scores:
             continue
         facts[side] = {"mean": statistics.fmean(scores), "seeds": scores}
-        seeing = facts.get(SEEING, facts[side])["seeds"]
+        seeing = facts[SEEING]["seeds"] if SEEING in facts else []
         if side != SEEING and min(len(seeing), len(scores)) > 1:
             test = stats.ttest_ind(seeing, scores, equal_var=False)
             facts[side]["seeing_above"] = statistics.fmean(seeing) - statistics.fmean(scores)

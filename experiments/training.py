@@ -49,7 +49,10 @@ def write_record(path: Path, script: str, arguments: list[str], record: dict[str
 
 
 def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
-    """How a record came about: command, source, machine, and how the runs shared it."""
+    """How a record came about: command (but where to), source, machine, and how the runs shared it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out")
+    _, arguments = parser.parse_known_args(arguments)
     return {
         "command": shlex.join(["python", f"experiments/{script}", *arguments]),
         **machine_facts(torch.device("cpu")),

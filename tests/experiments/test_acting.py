@@ -44,3 +44,8 @@ def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
     for task, model in (("WindyCatch", "STORM-catch"), ("Seaquest", "STORM-tiny")):
         for side in acting.SIDES:
             assert sum((run.task, run.model, run.variant) == (task, model, side) for run in runs) == 8
+
+
+def test_without_the_first_side_nothing_is_compared() -> None:
+    runs = [{"model": "STORM-tiny blind", "evaluation_returns": [score]} for score in (1.0, 2.0)]
+    assert acting.compare("Seaquest", runs) == {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}
