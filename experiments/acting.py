@@ -3,9 +3,9 @@
 A third side sees, and updates only once a step is stored, in the original's order, not while the
 emulator makes it.
 
-    python experiments/acting.py                     # Catch in the wind, Seaquest; eight seeds a side
-    python experiments/acting.py --tasks WindyCatch  # the diagnostic alone
-    python experiments/acting.py --tasks Freeway --seeds 0 1 2 3 4 5 6 7 8 9
+    python -m experiments.acting                     # Catch in the wind, Seaquest; eight seeds a side
+    python -m experiments.acting --tasks WindyCatch  # the diagnostic alone
+    python -m experiments.acting --tasks Freeway --seeds 0 1 2 3 4 5 6 7 8 9
 
 The sides differ in JointTrainAgent.ActBlindly alone, when training and when evaluated, and in
 JointTrainAgent.UpdateAfterStoring alone. Runs go on two at a time, on one thread each, in the current

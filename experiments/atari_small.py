@@ -2,12 +2,12 @@
 
 One line for each game, and the same curve again:
 
-    python experiments/atari_small.py --tasks Boxing                 # two seeds, both models
-    python experiments/atari_small.py --tasks KungFuMaster
-    python experiments/atari_small.py --tasks Krull
-    python experiments/atari_small.py                                # all three
-    python experiments/atari_small.py --tasks Pong --models GITSTORM-small --seeds 0 1 2
-    python experiments/atari_small.py --tasks Boxing --models GITSTORM-small --variant joint \\
+    python -m experiments.atari_small --tasks Boxing                 # two seeds, both models
+    python -m experiments.atari_small --tasks KungFuMaster
+    python -m experiments.atari_small --tasks Krull
+    python -m experiments.atari_small                                # all three
+    python -m experiments.atari_small --tasks Pong --models GITSTORM-small --seeds 0 1 2
+    python -m experiments.atari_small --tasks Boxing --models GITSTORM-small --variant joint \\
         Models.MaskGit.T_draft=4 Models.MaskGit.T_revise=4           # sampled 4/4/1
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues

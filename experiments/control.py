@@ -1,9 +1,9 @@
 """Trains STORM and GIT-STORM on the DeepMind Control suite from states, beside published curves.
 
-    python experiments/control.py                                # four tasks, two seeds, both models
-    python experiments/control.py --tasks walker-walk --seeds 0 1 2 --models STORM-control
-    python experiments/control.py --tasks CartPole-v1 --episodes 100 JointTrainAgent.SampleMaxSteps=30_000
-    python experiments/control.py --out mixers --variant latents Models.WorldModel.StateMixer=latent_attention
+    python -m experiments.control                                # four tasks, two seeds, both models
+    python -m experiments.control --tasks walker-walk --seeds 0 1 2 --models STORM-control
+    python -m experiments.control --tasks CartPole-v1 --episodes 100 JointTrainAgent.SampleMaxSteps=30_000
+    python -m experiments.control --out mixers --variant latents Models.WorldModel.StateMixer=latent_attention
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once, in <out>/<task>.json, and drawn beside DreamerV3, DMPO and

@@ -1,7 +1,7 @@
 """What the state mixer and the prior change in continuous control, early in learning.
 
-    python experiments/control_ablation.py
-    python experiments/control_ablation.py --tasks Pendulum-v1 --seeds 2 3
+    python -m experiments.control_ablation
+    python -m experiments.control_ablation --tasks Pendulum-v1 --seeds 2 3
 
 The three mixers in STORM; STORM beside GIT-STORM whose latents are drawn at once (1/1/1) or jointly
 (4/4/1). Runs go on two at a time, on one thread each, in the current folder; typed again the command

@@ -178,7 +178,7 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     """Run the grid that a command line asks for."""
     options = grid_parser(suite, description).parse_args(arguments)
     runs = checked_runs(suite, options)
-    facts, recording = experiment_facts(f"{suite.script}.py", arguments), threading.Lock()
+    facts, recording = experiment_facts(suite.script, arguments), threading.Lock()
     facts |= {"window": suite.window, "step": suite.step}
     command = {"command": facts.pop("command")}  # of a run: those of a record may come from several
 

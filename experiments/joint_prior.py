@@ -1,6 +1,6 @@
 """Compares priors on Diagnostic/Twins-v0, whose next frame is one of 16 equally likely pictures.
 
-    python experiments/joint_prior.py [--latents 8 --classes 8] [--out DIR]; --help lists the options.
+    python -m experiments.joint_prior [--latents 8 --classes 8] [--out DIR]; --help lists the options.
 
 Encoder and decoder are trained once, by reconstruction, and frozen. Then STORM's factorised prior
 and one MaskGIT (whose sampling plans T_draft/T_revise/M differ only when it is sampled) learn the

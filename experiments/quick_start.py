@@ -1,7 +1,7 @@
 """Trains two small presets on a game over several seeds, and compares them with random play.
 
-    python experiments/quick_start.py [--tasks Seaquest] [--seeds 0 1 2] [--out DIR]
-    python experiments/quick_start.py --tasks Catch --seeds 0 1 2 3 4 --episodes 200
+    python -m experiments.quick_start [--tasks Seaquest] [--seeds 0 1 2] [--out DIR]
+    python -m experiments.quick_start --tasks Catch --seeds 0 1 2 3 4 --episodes 200
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once in <out>/<game>.json, and drawn: the returns of training

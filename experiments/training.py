@@ -34,8 +34,8 @@ AT_A_TIME = 2  # runs side by side, on one thread each
 
 def experiment_parser(script: str, description: str, seeds: list[int] | None = None) -> OneLineParser:
     """The parser of a script's command line, with what all of them take."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=f"experiments/{script}.py", description=description, formatter_class=layout)
+    name, layout = f"python -m experiments.{script}", argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog=name, description=description, formatter_class=layout)
     if seeds:
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
     parser.add_argument("--out", type=Path, default=Path("results") / script, help="folder of the results")
@@ -44,7 +44,7 @@ def experiment_parser(script: str, description: str, seeds: list[int] | None = N
 
 def write_record(path: Path, script: str, arguments: list[str], record: dict[str, Any]) -> None:
     """Write what a script found, with how it came about."""
-    content = {**experiment_facts(f"{script}.py", arguments), **record}
+    content = {**experiment_facts(script, arguments), **record}
     write_atomically(path, json.dumps(content, indent=1))
 
 
@@ -54,7 +54,7 @@ def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--out")
     _, arguments = parser.parse_known_args(arguments)
     return {
-        "command": shlex.join(["python", f"experiments/{script}", *arguments]),
+        "command": shlex.join(["python", "-m", f"experiments.{script}", *arguments]),
         **machine_facts(torch.device("cpu")),
         "threads_per_run": 1,
         "runs_at_a_time": AT_A_TIME,

@@ -1,6 +1,6 @@
 """Compares priors in video prediction: what does a masked prior gain, and what does it cost?
 
-    python experiments/video.py [--data Seaquest MsPacman] [--seeds 0 1 2] [--steps 3000] [--out DIR]
+    python -m experiments.video [--data Seaquest MsPacman] [--seeds 0 1 2] [--steps 3000] [--out DIR]
 
 Clips are recorded into clips/<data> of the present folder; those of a game by a small agent, which is
 trained first. Runs go to outputs/, on one thread each; what is there already is continued, or only
@@ -41,7 +41,7 @@ PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
 
 
 def player(game: str) -> str:
-    """The name of the agent that plays a game, that of experiments/quick_start.py."""
+    """The name of the agent that plays a game, that of experiments.quick_start."""
     return f"{game}-{PLAYER}-seed_0"
 
 

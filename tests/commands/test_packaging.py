@@ -17,6 +17,7 @@ from configuration.packages import MODULES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ["train.py", "eval.py", "play.py", "report.py", "sweep.py", "benchmark.py"]
+MISSING = re.compile(r"error: .* has no torch, .*; type: .*source \S+/activate\n")
 
 
 def requirements(*names: str) -> dict[str, Requirement]:
@@ -31,7 +32,13 @@ def test_missing_packages_are_one_line_with_what_to_type(command: str) -> None:
     bare = [sys.executable, "-S", str(REPOSITORY / command)]  # -S: without site-packages
     result = subprocess.run(bare, capture_output=True, text=True, cwd="/")
     assert result.returncode == 2 and result.stdout == ""
-    assert re.fullmatch(r"error: .* has no torch, .*; type: .*source \S+/activate\n", result.stderr)
+    assert MISSING.fullmatch(result.stderr)
+
+
+def test_an_experiment_needs_no_installation_of_the_repository_and_says_which_packages_it_needs() -> None:
+    command = [sys.executable, "-S", "-m", "experiments.acting"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2 and MISSING.fullmatch(result.stderr)
 
 
 def test_the_modules_looked_for_are_those_of_the_requirements() -> None:
@@ -73,8 +80,8 @@ def test_commands_work_from_any_folder_where_the_package_is_installed() -> None:
     except PackageNotFoundError:
         pytest.skip("this environment was not made by setup.sh")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for path in ["experiments/quick_start.py", "experiments/joint_prior.py", "tests/kill_and_compare.py"]:
-        command = [sys.executable, str(REPOSITORY / path), "--help"]
-        assert subprocess.run(command, cwd="/", env=environment, capture_output=True).returncode == 0
+    for command in (["-m", "experiments.quick_start"], [str(REPOSITORY / "tests/kill_and_compare.py")]):
+        helped = [sys.executable, *command, "--help"]
+        assert subprocess.run(helped, cwd="/", env=environment, capture_output=True).returncode == 0
     imports = "import agents, utils, sub_models, experiments, sweeping, reporting"
     subprocess.run([sys.executable, "-c", imports], cwd="/", env=environment, check=True)

@@ -30,7 +30,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert (record["task"], run["model"], run["seed"]) == ("KungFuMaster", "GITSTORM-small short", 0)
     assert record["levels"] == {"random play": 258.5, "a person": 22736.3}
     assert run["agent_steps"] == run["trained_steps"] == STEPS and len(run["evaluation_returns"]) == 2
-    assert run["command"].startswith("python experiments/atari_small.py --tasks KungFuMaster --models")
+    assert run["command"].startswith("python -m experiments.atari_small --tasks KungFuMaster --models")
     assert "--out" not in run["command"] and "records" not in run["command"]
     assert [step for step, _ in run["evaluations"]] == [STEPS]
     assert all(len(returns) == 2 for _, returns in run["evaluations"])

@@ -76,6 +76,6 @@ def test_seeds_are_trained_judged_and_recorded_one_after_the_other(
     assert trained == [("digits", "STORM", 0), ("digits", "STORM", 2)]
     record = json.loads(Path("records/digits.json").read_text())
     assert record["summary"]["STORM"]["mse"]["mean"] == 2 and len(record["judgements"]) == 2
-    assert record["command"].startswith("python experiments/video.py --data digits")
+    assert record["command"].startswith("python -m experiments.video --data digits")
     for name in ("digits", "digits_strip"):
         assert Path(f"records/{name}.png").stat().st_size > 1_000
