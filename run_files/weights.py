@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from run_files.tensor_files import read_tensors, write_tensors
 from utils import UserError, nearest
 
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 _CHECKPOINT = re.compile(r"world_model_(0|[1-9]\d{0,14})\.pth")
 
 
@@ -43,8 +44,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a module; all of them, or none.
 
+    Of a float32 entry the file may hold half precision, in which weights are half as large.
     Raise UserError naming `source`, the key, what was expected and what was found, if names,
-    shapes or dtypes differ from the module's or a value is not finite.
+    shapes or else dtypes differ from the module's or a value is not finite.
     """
     own = {_plain_name(name): tensor for name, tensor in module.state_dict().items()}
     _check_names(own, state, source)
@@ -54,7 +56,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             raise UserError(
                 f"{source}: {name} has shape {tuple(found.shape)}, expected {tuple(target.shape)}"
             )
-        if found.dtype != target.dtype:
+        halved = target.dtype == torch.float32 and found.dtype in HALF_PRECISION
+        if found.dtype != target.dtype and not halved:
             raise UserError(f"{source}: {name} is {found.dtype}, expected {target.dtype}")
         if not torch.isfinite(found).all():
             raise UserError(f"{source}: {name} holds NaN or infinity, expected finite numbers")

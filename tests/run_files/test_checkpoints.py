@@ -253,6 +253,17 @@ class TestLoadInto:
     def test_dtype(self) -> None:
         self.check({"2.bias": torch.zeros(2).double()}, r"2\.bias is torch\.float64, expected torch\.float32")
 
+    def test_float32_may_be_stored_in_half_precision(self) -> None:
+        module = small_network()
+        state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+        load_into(module, state | {"2.bias": torch.tensor([0.5, 3.0], dtype=torch.bfloat16)}, "w.pth")
+        assert equal(module.state_dict(), state | {"2.bias": torch.tensor([0.5, 3.0])})
+
+    def test_whole_numbers_may_not(self) -> None:
+        state = small_network().state_dict()
+        (name,) = (name for name, tensor in state.items() if tensor.dtype == torch.int64)
+        self.check({name: torch.tensor(1.0, dtype=torch.bfloat16)}, "is torch.bfloat16, expected torch.int64")
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, value: float) -> None:
         self.check({"2.bias": torch.tensor([0, value])}, r"w\.pth: 2\.bias holds NaN or infinity")
