@@ -36,6 +36,9 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
     if run.evaluation_due:
         evaluate(run, stop, bar)
         run.save_state(status_of(run))
+    elif run.step >= task.SampleMaxSteps:  # it was stopped later than it is to end now
+        run.save_checkpoint(run.step)
+        run.save_state(status_of(run))
     while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
             run.save_state("stopped")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import fcntl
 import importlib
 import io
 import os
@@ -223,6 +224,21 @@ def _checked_cuda_device(text: str, index: int) -> torch.device:
             f"BasicSettings.device={text}: PyTorch {torch.__version__} cannot use it ({reason}): {NVIDIA_FIX}"
         ) from error
     return device
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, if it exists and its file system has locks; others that ask for it wait."""
+    if not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

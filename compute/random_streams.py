@@ -28,6 +28,7 @@ class RandomStreams:
         self.seed = seed
         self.device = device
         self._generators: dict[str, torch.Generator] = {}
+        self._saved: dict[str, dict[str, object]] = {}  # states of streams that were not asked for since
 
     def seed_default(self) -> None:
         """Seed PyTorch's default generators for this run."""
@@ -38,8 +39,11 @@ class RandomStreams:
         if (device or self.device).type == "meta":
             return None
         if purpose not in self._generators:
-            generator = torch.Generator(device or self.device)
-            self._generators[purpose] = generator.manual_seed(derive_seed(self.seed, purpose))
+            generator = torch.Generator(device or self.device).manual_seed(derive_seed(self.seed, purpose))
+            saved = self._saved.pop(purpose, None)
+            if saved is not None and saved["device"] == generator.device.type:
+                generator.set_state(saved["state"])
+            self._generators[purpose] = generator
         return self._generators[purpose]
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
@@ -52,7 +56,7 @@ class RandomStreams:
             name: {"device": generator.device.type, "state": generator.get_state()}
             for name, generator in self._generators.items()
         }
-        state: dict[str, object] = {"streams": streams, "default": torch.get_rng_state()}
+        state: dict[str, object] = {"streams": self._saved | streams, "default": torch.get_rng_state()}
         if self.device.type != "cpu":
             state["device_default"] = torch.get_device_module(self.device).get_rng_state(self.device)
         return state
@@ -60,13 +64,10 @@ class RandomStreams:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue every stream where `state_dict` left it.
 
-        Generators of another kind of device have another form, so a run that moved to one
-        begins its streams anew.
+        Generators of another kind of device have another form, so a stream that is now drawn
+        on one begins anew.
         """
         torch.set_rng_state(state["default"])
         if "device_default" in state and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["device_default"], self.device)
-        for name, saved in state["streams"].items():
-            device = self.device if saved["device"] == self.device.type else torch.device("cpu")
-            if device.type == saved["device"]:
-                self.generator(name, device).set_state(saved["state"])
+        self._generators, self._saved = {}, dict(state["streams"])

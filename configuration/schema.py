@@ -107,7 +107,7 @@ class JointTrainAgent:
     DemonstrationBatchSize: int = fixed(4, "demonstration windows added to them", Range(0, 2**20))
     BatchLength: int = fixed(64, "steps per window", AT_LEAST_2, "L")
     ImagineBatchSize: int = fixed(1_024, "imagined trajectories per agent update", BATCH)
-    ImagineDemonstrationBatchSize: int = fixed(256, "of them, begun in demonstrations", Range(0, 2**20))
+    ImagineDemonstrationBatchSize: int = fixed(256, "demonstration contexts added to them", Range(0, 2**20))
     ImagineContextLength: int = fixed(8, "real steps before imagination starts", WIDTH)
     ImagineBatchLength: int = fixed(16, "imagination horizon", WIDTH, "H")
     ActingContextLength: int = fixed(16, "real steps the policy remembers when acting", WIDTH)

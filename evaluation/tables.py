@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from utils import UserError, as_file_name, write_atomically
+from utils import UserError, as_file_name, locked, write_atomically
 
 # Rows that agree in these are of one evaluation. Older tables lack some.
 KEY = ("step", "episodes", "seed", "protocol", "greedy", "num_envs", "settings")
@@ -128,7 +126,7 @@ def append(table: Path, evaluation: Evaluation, episodes: Sequence[Episode]) -> 
     for number, each in enumerate(episodes):
         values = {"episode": number, "return": each.score, "length": each.length}
         single.append(row | {name: _text(value) for name, value in values.items()})
-    with _locked(table.parent):
+    with locked(table.parent):
         _rewrite(episode_table(table), EPISODE_COLUMNS, single)
         _rewrite(table, COLUMNS, [row])
 
@@ -185,15 +183,3 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process where its file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

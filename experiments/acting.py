@@ -35,7 +35,17 @@ WINDY = "WindyCatch"  # Diagnostic/WindyCatch-v0; other tasks are Atari's games
 
 
 def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the sides of a task score, seed by seed, and how far seeing is above the others."""
+    """Return what the sides score, by model, seed by seed, and how far seeing is above the others."""
+    of_model: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        side = next((side for side in SIDES if run["model"].endswith(f" {side}")), None)
+        if side is not None:
+            of_model.setdefault(run["model"].removesuffix(f" {side}"), []).append(run)
+    return {"sides": {model: compare_sides(each) for model, each in of_model.items()}}
+
+
+def compare_sides(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the same of the runs of one model, by side."""
     facts: dict[str, Any] = {}
     for side in SIDES:
         of = [run for run in runs if run["model"].endswith(f" {side}")]

@@ -60,8 +60,8 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
     colours = colours_of(run["model"] for run in record["runs"])
     for run in record["runs"]:
-        at, values = zip(*run["training_returns"], strict=True)
-        at, values = running_mean(at, values, AVERAGED)
+        returns = np.array(run["training_returns"] or [(math.nan, math.nan)], float)  # one is for the legend
+        at, values = running_mean(*returns.T, AVERAGED)
         axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
         for at, values in run.get("evaluations", []):
             low, high = interval(values)
@@ -73,5 +73,5 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
     axes.set(xlabel=step.replace("_", " "), ylabel="training return")
     axes.set_xlim(0, 1.02 * end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if min(value for run in record["runs"] for _, value in run["training_returns"]) >= 0:
+    if min((value for run in record["runs"] for _, value in run["training_returns"]), default=0) >= 0:
         axes.set_ylim(bottom=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ VARIANTS = ("#E69F00", "#56B4E9", "#000000", "#999999")  # of configs with other
 DOTS_PER_INCH = 160
 HEALTH = {  # tag → title of its panel
     "WorldModel/reconstruction_loss": "reconstruction, squared error",
-    "WorldModel/dynamics_real_kl_div": "KL, nats (of GIT-STORM masked latents only)",
+    "WorldModel/dynamics_real_kl_div": "KL, nats (of GIT-STORM often masked latents only)",
     "WorldModel/posterior_entropy": "posterior entropy, nats a latent",
     "ActorCritic/entropy_loss": "policy entropy, nats",
-    "ActorCritic/S": "range of imagined returns, S",
+    "ActorCritic/S": "range that advantages are divided by, S",
     "ActorCritic/value_explained": "share of returns that the value explains",
 }
 AVERAGED = 5  # logged updates averaged in them
@@ -63,8 +64,10 @@ def draw_health(record: dict[str, Any], path: Path) -> None:
 def colours_of(models: Iterable[str]) -> dict[str, str]:
     """Return a colour for each model, a config's name, or that of a variant after it."""
     labels = sorted(set(models))
-    plain = {label: COLOURS[label.split("-")[0]] for label in labels if " " not in label}
-    return plain | dict(zip([label for label in labels if " " in label], VARIANTS, strict=False))
+    known = {label: COLOURS.get(label.split("-")[0]) for label in labels if " " not in label}
+    plain = {label: colour for label, colour in known.items() if colour is not None}
+    others = [label for label in labels if label not in plain]
+    return plain | dict(zip(others, itertools.cycle(VARIANTS), strict=False))
 
 
 def running_mean(

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from experiments.training import (
     training_curves,
     training_returns,
 )
-from utils import OneLineParser, as_file_name, write_atomically
+from utils import OneLineParser, UserError, as_file_name, write_atomically
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def checked_runs(suite: Suite, options: argparse.Namespace) -> dict[Run, list[st
 def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     """Run the grid that a command line asks for."""
     options = grid_parser(suite, description).parse_args(arguments)
+    if options.variant and any(map(suite.variants, chain(*map(suite.models, suite.tasks)))):
+        raise UserError(f"--variant {options.variant}: {suite.script} has variants of its own")
     runs = checked_runs(suite, options)
     facts, recording = experiment_facts(suite.script, arguments), threading.Lock()
     facts |= {"window": suite.window, "step": suite.step}

@@ -34,7 +34,7 @@ from replay_buffer import ReplayBuffer
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
 from sub_models.world_models import WorldModel
-from utils import run_cli
+from utils import UserError, run_cli
 
 CPU = torch.device("cpu")
 NUM_ACTIONS = 2
@@ -297,7 +297,16 @@ def read_options(arguments: list[str]) -> tuple[Settings, Path]:
         parser.add_argument(f"--{name}", type=key.type, default=key.default, help=meaning)
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
-    return replace(Settings(), **options), out
+    settings = replace(Settings(), **options)
+    size, latents, width = settings.image_size, settings.latents, settings.width
+    if size < 16 or size & (size - 1):
+        raise UserError(f"--image_size {size}: must be 16, 32, 64 or 128")
+    if latents < max(JOINT_PLAN):
+        raise UserError(f"--latents {latents}: must be at least {max(JOINT_PLAN)}, for a joint plan")
+    heads = Config().Models.WorldModel.TransformerNumHeads
+    if width % latents or width % heads:
+        raise UserError(f"--width {width}: must be a multiple of --latents {latents} and of {heads} heads")
+    return settings, out
 
 
 def main(arguments: list[str]) -> None:

@@ -77,7 +77,7 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
         "BasicSettings.silent=True",
         *overrides,
     ]
-    with (folder / f"{run_name}.log").open("wb") as log:
+    with (folder / f"{run_name}.log").open("ab") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 
 
@@ -107,10 +107,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
-    """Step and scalars of at most `CURVE` logged updates, by tag; beside the tags there is "step"."""
+    """Step and scalars of at most `CURVE` logged updates of all models; beside the tags there is "step"."""
     tags = list(tags)
     records = read_metrics(RunDirectory(run_name, folder).metrics_file)
-    logged = [record for record in records if tags[0] in record.values]
+    logged = [record for record in records if all(record.values.get(tag) is not None for tag in tags)]
     logged = logged[:: math.ceil(len(logged) / CURVE) or 1]
     return {"step": [record.step for record in logged]} | {
         tag: [float(f"{record.values[tag]:.5g}") for record in logged] for tag in tags
@@ -133,9 +133,10 @@ def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[floa
 
 
 def evaluated_returns(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
-    """Returns of the evaluation of a checkpoint that has so many episodes; none if there is none."""
+    """Returns of the fair evaluation of a checkpoint that has so many episodes; none if there is none."""
     table = RunDirectory(run_name, folder).table
-    rows = [row for row in read_evaluations(table) if (row.step, row.episodes) == (step, episodes)]
+    wanted = (step, episodes, "")
+    rows = [row for row in read_evaluations(table) if (row.step, row.episodes, row.how) == wanted]
     played = read_episodes(episode_table(table))
     return [episode.score for row in best_rows(rows) for episode in played.get(row.key, [])]
 

@@ -58,6 +58,8 @@ def _row(game: str, scores: DataFrame) -> tuple[list[Any], Difference | None]:
         difference(*(dict(zip(rows.seed, rows[column], strict=True)) for rows in sides))
         for column in ("mean", "human_normalised")
     )
+    if change.is_paired:  # so that their difference is the one beside them
+        sides = [rows[rows.seed.isin(other.seed)] for rows, other in zip(sides, sides[::-1], strict=True)]
     how = [change.pairing, *(line for rows in sides for line in _unusual(rows))]
     means = [rows["mean"].mean() for rows in sides]
     changes = [change.interval, normalised.interval if is_atari else Interval(None)]

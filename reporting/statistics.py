@@ -92,6 +92,11 @@ class Difference(NamedTuple):
     pairing: str  # how it was made, in words
 
     @property
+    def is_paired(self) -> bool:
+        """Whether it is one sample, of differences."""
+        return len(self.samples) == 1
+
+    @property
     def interval(self) -> Interval:
         """The difference with Student's interval, if each sample has two values or more."""
         return sum_of_means(self.samples)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils import write_atomically
+from utils import locked, write_atomically
 
 MANIFEST = "manifest.json"
 # The files of a recorded run, by their names in a manifest.
@@ -49,22 +49,32 @@ def altered(folder: Path, files: Mapping[str, Path]) -> list[str]:
 
 def enter(folder: Path, files: Mapping[str, Path]) -> None:
     """Enter files in the manifest of `folder`, those that are there."""
+    with locked(folder):
+        _enter(folder, files)
+
+
+def _enter(folder: Path, files: Mapping[str, Path]) -> None:
     new = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
     write_atomically(folder / MANIFEST, json.dumps(read_manifest(folder) | new, indent=1))
 
 
 def strike(folder: Path, names: Collection[str]) -> None:
     """Take files out of the manifest of `folder`."""
-    known = read_manifest(folder)
-    if set(known) & set(names):
-        left = {name: known[name] for name in known if name not in names}
-        write_atomically(folder / MANIFEST, json.dumps(left, indent=1))
+    with locked(folder):
+        known = read_manifest(folder)
+        if set(known) & set(names):
+            left = {name: known[name] for name in known if name not in names}
+            write_atomically(folder / MANIFEST, json.dumps(left, indent=1))
 
 
 @contextlib.contextmanager
 def rewriting(folder: Path, files: Mapping[str, Path]) -> Iterator[None]:
-    """Enter the files that are rewritten inside; one that somebody altered before stays a wrong one."""
-    wrong = set(altered(folder, files)) & set(read_manifest(folder))
-    yield
-    if folder.is_dir():
-        enter(folder, {name: path for name, path in files.items() if name not in wrong})
+    """Enter the files that are rewritten inside; one that somebody altered before stays a wrong one.
+
+    Other processes may do the same meanwhile: they wait. Without such a folder nothing is entered.
+    """
+    with locked(folder):
+        wrong = set(altered(folder, files)) & set(read_manifest(folder))
+        yield
+        if folder.is_dir():
+            _enter(folder, {name: path for name, path in files.items() if name not in wrong})

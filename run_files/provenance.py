@@ -52,7 +52,8 @@ def _join(earlier: Any, now: Any) -> Any:
         return before | {key: _join(before.get(key), value) for key, value in now.items()}
     if not earlier or not now:
         return now or earlier
-    return AND.join(dict.fromkeys([*str(earlier).split(AND), str(now)]))
+    parts = str(earlier).split(AND)
+    return AND.join(parts if parts[-1] == str(now) else [*parts, str(now)])
 
 
 def _commit() -> str | None:

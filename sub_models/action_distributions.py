@@ -48,7 +48,7 @@ class Categorical:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = self.output_size = num_classes
         self.noise_size = 1
-        self.entropy_range = (0.0, math.log(max(2, num_classes)))
+        self.entropy_range = (0.0, math.log(num_classes))
 
     def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
         """Return classes by inversion of the cumulative distribution."""

@@ -62,10 +62,12 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     saved, notes = find_state(config, directory, store)
     reached = saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps
     if reached and not saved.state.get("evaluation_due"):
+        status = read_json(directory.status_file)
         if not directory.is_closed():  # it died between its last state and saying so
-            finished = {"status": "finished", "finished_step": saved.step}
-            directory.write_status(read_json(directory.status_file) | finished)
-        return None
+            directory.write_status(status | {"status": "finished", "finished_step": saved.step})
+            return None
+        if status.get("status") != "stopped":  # else it was, and SampleMaxSteps is lower now
+            return None
     kind = VideoRun if config.Task == "VideoPrediction" else TrainingRun
     run = kind(config, directory, store, saved)
     run.notes = [*notes, *run.notes]

@@ -45,3 +45,9 @@ class DreamingPolicy(EvaluationPolicy):
         self._steps += 1
         self.imagined = self._dream.picture()
         return actions
+
+    def drop_last_step(self) -> None:
+        """Forget what was before: the environment failed, and the dream begins anew with its next episode."""
+        super().drop_last_step()
+        self._seen.clear(), self._done.clear()
+        self._steps = 0

@@ -48,6 +48,7 @@ class Moment(NamedTuple):
     number: int
     message: bytes  # the frame, encoded
     dream: Dream  # forked there
+    apart: int  # steps since it split off
 
 
 class Session:
@@ -64,7 +65,7 @@ class Session:
         streams = RandomStreams(derive_seed(policy.seed, "playing"), policy.streams.device)
         self._model = Dream.of(policy, lambda *shape: streams.uniform("playing", *shape))
         self.controls = Controls(held=self.idle)
-        self.controls.plan = self._plan_name()
+        self.controls.plan = self._own_plan = self._plan_name()
         self._folder, self._name = folder, name
         self.recording: Recording | None = None
         self.saved: list[str] = []  # of the last recording
@@ -96,7 +97,7 @@ class Session:
         if plan is None:
             return []
         known = [name for name, (groups, _, _) in PLANS.items() if groups <= plan.num_tokens]
-        return known if self._plan_name() in known else [self._plan_name(), *known]
+        return known if self._own_plan in known else [self._own_plan, *known]
 
     def _plan_name(self) -> str:
         plan = getattr(self.policy.world_model.prior, "plan", None)
@@ -148,7 +149,7 @@ class Session:
         if (moment := self._moment(number)) is not None:
             self.stop_recording()
             self.set_mode("dream")
-            self.dream = moment.dream.fork()
+            self.dream, self._apart = moment.dream.fork(), moment.apart
             self._remember({}, False)
 
     def look(self, number: int) -> bytes | None:
@@ -267,10 +268,11 @@ class Session:
     def _remember(self, facts: dict[str, Any], moved: bool) -> Frame:
         self.number += moved
         frame = Frame(self._pictures(), facts | self._facts())
-        origin = self.dream if self.controls.mode == "dream" else self._model
+        in_dream = self.controls.mode == "dream"
+        origin = self.dream if in_dream else self._model
         if self.moments and self.moments[-1].number == self.number:
             self.moments.pop()
-        self.moments.append(Moment(self.number, encode(frame), origin.fork()))
+        self.moments.append(Moment(self.number, encode(frame), origin.fork(), self._apart if in_dream else 0))
         return frame
 
     @property

@@ -47,11 +47,6 @@ class DraftAndRevise:
         return self.sweeps[-1] > 1
 
     @property
-    def passes(self) -> int:
-        """Forward passes of the model per sample."""
-        return sum(self.sweeps)
-
-    @property
     def noise_size(self) -> int:
         """Uniform numbers per sample: one draw per token and sweep, and its permutation."""
         return sum(self.num_tokens * (2 if groups > 1 else 1) for groups in self.sweeps)

@@ -11,6 +11,7 @@ from tests_support import CPU, random_batch, small_config, small_models
 
 from compute.random_streams import RandomStreams
 from evaluation.open_loop import CONTEXT_MARK, MARK_HEIGHT, comparison_video, open_loop
+from sub_models.action_distributions import Categorical
 from sub_models.batch import Batch
 from sub_models.functions_losses import one_hot
 from training.health import health
@@ -159,7 +160,8 @@ def test_what_goes_wrong_is_named(subject: str, change: dict[str, float]) -> Non
 
 
 def test_a_policy_of_fixed_deviation_is_not_judged_by_its_entropy() -> None:
-    assert health(metrics(), small_config(), policy_entropies=(0.7, 0.7))["policy"].startswith("ok")
+    for fixed in ((0.7, 0.7), Categorical(1).entropy_range):
+        assert health(metrics(), small_config(), policy_entropies=fixed)["policy"].startswith("ok")
 
 
 def test_tiny_rewards_are_not_compared() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import acting, grid
+from utils import UserError
 
 
 def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,10 +30,11 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
     assert storing - seeing == {"JointTrainAgent.UpdateAfterStoring=True"} and not seeing - storing
     record: dict[str, Any] = json.loads(Path("records/Diagnostic_Catch-v0.json").read_text())
-    assert record["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
+    found = record["sides"]["STORM-catch"]
+    assert found["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
     for side, scores, above in (("blind", [0.0, 1.0], 2.5), ("storing first", [2.0, 4.5], -0.25)):
-        low, high = record[side]["interval"]
-        assert record[side]["seeds"] == scores and record[side]["seeing_above"] == above
+        low, high = found[side]["interval"]
+        assert found[side]["seeds"] == scores and found[side]["seeing_above"] == above
         assert low < above < high
     sides = [run["model"].removeprefix("STORM-catch ") for run in record["runs"]]
     assert sides == ["blind"] * 2 + ["seeing"] * 2 + ["storing first"] * 2
@@ -48,4 +50,23 @@ def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
 
 def test_without_the_first_side_nothing_is_compared() -> None:
     runs = [{"model": "STORM-tiny blind", "evaluation_returns": [score]} for score in (1.0, 2.0)]
-    assert acting.compare("Seaquest", runs) == {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}
+    found = acting.compare("Seaquest", runs)
+    assert found == {"sides": {"STORM-tiny": {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}}}
+
+
+def test_seeds_of_two_models_are_not_one_sample() -> None:
+    scores = {"STORM-tiny": 0.0, "GITSTORM-tiny": 100.0}
+    runs = [
+        {"model": f"{model} {side}", "evaluation_returns": [score + seed + (side == "seeing")]}
+        for model, score in scores.items()
+        for side in ("seeing", "blind")
+        for seed in (0, 1)
+    ]
+    sides = acting.compare("Seaquest", runs)["sides"]
+    assert [sides[model]["blind"]["seeing_above"] for model in scores] == [1.0, 1.0]
+    assert all(len(sides[model]["blind"]["seeds"]) == 2 for model in scores)
+
+
+def test_a_variant_is_refused_where_there_are_some() -> None:
+    with pytest.raises(UserError, match="--variant slow: acting has variants of its own"):
+        acting.main(["--variant", "slow", "Models.Agent.Gamma=0.9"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_runs import SMALL, STEPS
 
+from evaluation.tables import Episode, Evaluation, append
 from experiments import atari_small, grid, training
 from experiments.curves_figure import draw
 from experiments.grid import Run, cells, grid_parser
+from run_files.directory import RunDirectory
 from utils import UserError
 
 GAMES = ("Boxing", "Breakout", "KungFuMaster", "Krull", "MsPacman", "Pong", "RoadRunner")
@@ -71,3 +74,47 @@ def test_levels_and_evaluations_are_drawn(tmp_path: Path) -> None:
     (tmp_path / "Boxing.json").write_text(json.dumps(record))
     draw([tmp_path / "Boxing.json"], atari_small.SUITE.published, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
+def test_a_record_without_finished_episodes_and_of_other_models_is_drawn(tmp_path: Path) -> None:
+    names = ["STORM-small", "my_config", *(f"STORM-small {index}" for index in range(5))]
+    runs = [
+        {
+            "model": name,
+            "seed": 0,
+            "agent_steps": 2_000,
+            "training_returns": [],
+            "evaluations": [(2_000, [1.0])],
+        }
+        for name in names
+    ]
+    (tmp_path / "Pong.json").write_text(json.dumps({"task": "Pong", "step": "agent_steps", "runs": runs}))
+    draw([tmp_path / "Pong.json"], atari_small.SUITE.published, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_curves_are_of_updates_of_all_models(tmp_path: Path) -> None:
+    file = RunDirectory("run", tmp_path).metrics_file
+    file.parent.mkdir(parents=True)
+    lines = [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "b": 3.0}, {"step": 3, "a": 2.0, "b": None}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training.training_curves("run", ["a", "b"], tmp_path) == {"step": [2], "a": [2.0], "b": [3.0]}
+
+
+def test_only_a_fair_evaluation_is_recorded(tmp_path: Path) -> None:
+    table = RunDirectory("run", tmp_path).table
+    table.parent.mkdir(parents=True)
+    episodes = [Episode(1.0, 10), Episode(3.0, 10)]
+    rows = [
+        Evaluation(5, 2.0, 1.0, None, 2, 0, protocol, greedy, 1, settings)
+        for protocol, greedy, settings in (
+            ("fair", 1, ""),
+            ("release", 0, ""),
+            ("fair", 0, "Environment.StickyActions=0"),
+        )
+    ]
+    for row in rows:
+        append(table, row, episodes)
+    assert training.evaluated_returns("run", 5, 2, tmp_path) == []
+    append(table, replace(rows[0], greedy=0), episodes)
+    assert training.evaluated_returns("run", 5, 2, tmp_path) == [1.0, 3.0]

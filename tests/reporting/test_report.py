@@ -367,6 +367,17 @@ def test_compare_pairs_by_seed_at_a_common_step(tmp_path: Path) -> None:
     assert float(rows_of(outputs / "report" / "compare.csv")[0]["difference"]) == pytest.approx(5.1)
 
 
+def test_the_means_beside_a_paired_difference_are_of_the_same_seeds(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, FakeRun(seed=seed, score=40.0 + 10 * seed))
+        if seed < 2:
+            write_run(tmp_path, FakeRun("Boxing", "GITSTORM", seed, 45.0 + 10 * seed))
+    sides = (find_runs(tmp_path / "outputs", [name]) for name in ("*-STORM-*", "*-GITSTORM-*"))
+    (first, _), (second, _) = sides
+    (boxing,) = compare_runs(first, second).frame.to_dict("records")
+    assert (boxing["first"], boxing["second"], boxing["difference"]) == (45.0, 50.0, 5.0)
+
+
 def test_compare_refuses_a_mixed_set_and_admits_too_few_seeds(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(score=50.0))
     write_run(tmp_path, FakeRun("Boxing", "GITSTORM", score=60.0))

@@ -62,6 +62,7 @@ class TestNames:
             "x" * 300,
             ".x",
             "eval_result",
+            "recordings",
             "pong_episodes",
             "pong.csv",
             "pong.CSV",
@@ -250,4 +251,6 @@ def test_a_run_that_was_moved_is_said_in_a_line() -> None:
     (line,) = moves(earlier, now)
     assert "torch was 2.6.0, is 2.7.0" in line and "EPYC" not in line and "python" not in line
     assert "hardware was EPYC, is H200" in moves(earlier, now | {"hardware": "H200"})[0]
+    back = joined_facts(joined_facts(earlier, now), now | {"hardware": "H200"})
+    assert back["hardware"] == "H200 + EPYC + H200" and moves(back, now | {"hardware": "H200"}) == []
     assert moves(joined_facts(earlier, now), now) == moves({}, now) == moves({"versions": 3}, now) == []

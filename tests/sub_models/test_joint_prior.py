@@ -14,6 +14,7 @@ import torch
 from environments.diagnostic import twins_pictures
 from experiments import joint_prior
 from experiments.joint_prior import FACTORISED, Settings, collect, compare_priors, judge, read_options
+from utils import UserError
 
 SETTINGS = replace(Settings(), prior_steps=1000, timed_batch=8, timed_repeats=1)
 LIKE_THE_POSTERIOR, INDEPENDENT, JOINT, SPREAD = 0.95, 0.2, 0.8, 0.85
@@ -92,6 +93,20 @@ def test_the_command_writes_what_it_measured(tmp_path: Path, threads: None) -> N
     assert list(record["end_to_end"]) == [FACTORISED, "MaskGIT 4/4/1"]
     assert [point["step"] for point in record["end_to_end"][FACTORISED]] == [2]
     assert (tmp_path / "4x4.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("--latents 12", "--width 64: must be a multiple of --latents 12"),
+        ("--width 60", "--width 60: must be a multiple of --latents 8 and of 8 heads"),
+        ("--image_size 40", "--image_size 40: must be"),
+        ("--latents 2", "--latents 2: must be at least 4"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_at_once(wrong: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        read_options(wrong.split())
 
 
 def test_every_setting_is_an_option() -> None:

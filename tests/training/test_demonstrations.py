@@ -77,6 +77,10 @@ def test_rewards_can_be_reduced_to_their_sign(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "play.npz", trajectory)
     signs = {"reward": np.sign(trajectory["reward"])}
     check_windows(load(path, ClipRewards=True), trajectory | signs)
+    caught = {"reward": trajectory["reward"] > 0}
+    path = write_npz(tmp_path / "caught.npz", trajectory | caught)
+    check_windows(load(path, ClipRewards=True), trajectory | caught)
+    path = write_npz(tmp_path / "play.npz", trajectory)
     halves = {"reward": (trajectory["reward"] / 2).astype(np.float32)}
     check_windows(load(path, RewardScale=0.5), trajectory | halves)
     check_windows(load(path), trajectory | {"reward": trajectory["reward"].astype(np.float32)})

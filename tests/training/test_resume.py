@@ -355,6 +355,13 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_stopped_run_that_is_to_end_earlier_is_finished_where_it_is(stopped: Path) -> None:
+    for _ in range(2):
+        assert train(stopped, "run", "JointTrainAgent.SampleMaxSteps=60").code == 0
+        assert json.loads((stopped / "outputs" / "run" / "run.json").read_text())["status"] == "finished"
+        assert weights(stopped, "run", 70)
+
+
 def test_a_run_that_was_moved_says_so_and_keeps_both(whole: Path, stopped: Path) -> None:
     status = stopped / "outputs" / "run" / "run.json"
     before = json.loads(status.read_text())

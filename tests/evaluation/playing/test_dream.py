@@ -15,6 +15,7 @@ from compute.execution import Execution
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from evaluation import DreamEnvironment, dream
 from evaluation.open_loop import open_loop
+from evaluation.playing.beside import DreamingPolicy
 from evaluation.playing.dreaming import Dream, as_observation
 from evaluation.policies import EvaluationPolicy
 from run_files.directory import RunDirectory
@@ -24,12 +25,14 @@ from sub_models.batch import Batch
 VECTORS = Spaces(ObservationSpec("vector", (4,)), ActionSpec("continuous", 2))
 
 
-def make_policy(model_type: str = "STORM", spaces: Spaces = SPACES) -> EvaluationPolicy:
+def make_policy(
+    model_type: str = "STORM", spaces: Spaces = SPACES, kind: type[EvaluationPolicy] = EvaluationPolicy
+) -> EvaluationPolicy:
     torch.manual_seed(0)
     config = small_config(model_type)
     config.BasicSettings.env_name = "Diagnostic/Catch-v0"
     models = (*make_models(config, spaces, CPU), False)
-    return EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
+    return kind(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -131,3 +134,19 @@ def test_dream_takes_no_noise_and_says_what_does_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=word):
             dream(policy, *wrong)
+
+
+def test_after_a_fault_the_dream_beside_the_game_begins_with_the_next_episode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = make_policy(kind=DreamingPolicy)
+    lengths: list[int] = []
+    begin = policy._dream.begin
+    monkeypatch.setattr(
+        policy._dream, "begin", lambda seen, done: (lengths.append(len(seen)), begin(seen, done))
+    )
+    frame = np.zeros((1, *SPACES.observation.shape), np.uint8)
+    policy.act(frame), policy.act(frame)
+    policy.drop_last_step()
+    policy.act(frame)
+    assert lengths == [1, 1]  # of the frame that came after it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +93,32 @@ def test_one_goes_back_to_an_earlier_step_and_dreams_on_from_there(session: Sess
     assert session.controls.mode == "dream"
     assert (session.dream.picture() == seen[3].pictures["posterior"]).all()
     do(session, "split_at", 99)  # nothing happens
+    assert [session.step().facts["apart"] for _ in range(3)] == [1, 2, 3]
+    number = session.number
+    session.step()
+    do(session, "split_at", number)
+    assert session.step().facts["apart"] == 4
 
 
 def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None:
     assert session.plans == ["1/1/1", "4/4/1"]  # of 4 latents
     do(session, "plan", "4/4/1")
-    assert session.policy.world_model.prior.plan.passes == 8
+    assert session.policy.world_model.prior.plan.sweeps == (4, 4)
     facts = session.step().facts
     assert facts["plan"] == "4/4/1"
     assert [sorted(groups) for groups in facts["sweeps"]] == [[0, 1, 2, 3]] * 2  # which latent came when
+
+
+def test_one_can_go_back_to_a_way_of_sampling_of_the_agents_own(tmp_path: Path) -> None:
+    with closing(make_session(tmp_path)) as other:
+        prior = other.policy.world_model.prior
+        prior.plan = replace(prior.plan, draft_groups=2, revise_groups=2)
+        session = Session(other.policy, tmp_path, "own")
+    with closing(session):
+        assert session.plans == ["2/2/1", "1/1/1", "4/4/1"]
+        do(session, "plan", "1/1/1")
+        do(session, "plan", "2/2/1")
+        assert session.step().facts["plan"] == "2/2/1"
 
 
 def test_training_takes_a_recording(session: Session, tmp_path: Path) -> None:
