@@ -36,19 +36,15 @@ WINDY = "WindyCatch"  # Diagnostic/WindyCatch-v0; other tasks are Atari's games
 
 def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the sides score, by model, seed by seed, and how far seeing is above the others."""
-    of_model: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        side = next((side for side in SIDES if run["model"].endswith(f" {side}")), None)
-        if side is not None:
-            of_model.setdefault(run["model"].removesuffix(f" {side}"), []).append(run)
-    return {"sides": {model: compare_sides(each) for model, each in of_model.items()}}
+    models = sorted({run["model"].split(" ")[0] for run in runs})
+    return {"sides": {model: compare_sides(model, runs) for model in models}}
 
 
-def compare_sides(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def compare_sides(model: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the same of the runs of one model, by side."""
     facts: dict[str, Any] = {}
     for side in SIDES:
-        of = [run for run in runs if run["model"].endswith(f" {side}")]
+        of = [run for run in runs if run["model"] == f"{model} {side}"]
         scores = [statistics.fmean(run["evaluation_returns"]) for run in of]
         if not scores:
             continue

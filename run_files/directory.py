@@ -25,8 +25,12 @@ from run_files.manifest import EVALUATED, TRAINED, enter, read_json, read_manife
 from utils import UserError, disk_errors, nearest, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
-RESERVED = {EVALUATIONS: "the evaluations", "report": "the report", "sweep": "the logs of sweeps"}
-RESERVED |= {"recordings": "what was recorded while playing"}
+RESERVED = {  # folders beside the runs, and what they hold
+    EVALUATIONS: "the evaluations",
+    "report": "the report",
+    "sweep": "the logs of sweeps",
+    "recordings": "what was recorded while playing",
+}
 EPISODES = "_episodes"  # ends the name of the table of episodes
 
 

@@ -52,6 +52,17 @@ def find_state(
     return None, []
 
 
+def has_weights(step: int, config: Config, directory: RunDirectory) -> bool:
+    """Return whether a checkpoint is of this step; its nominal one may lie a step of all environments back.
+
+    None is where a run ended later than it is to end by now.
+    """
+    return any(
+        0 <= step - saved < config.JointTrainAgent.NumEnvs
+        for saved in list_checkpoints(directory.checkpoints)
+    )
+
+
 def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     """Start a run, or continue the one in `directory`; return None if that one is finished.
 
@@ -61,13 +72,11 @@ def open_run(config: Config, directory: RunDirectory) -> TrainingRun | None:
     store = StateStore(directory.state)
     saved, notes = find_state(config, directory, store)
     reached = saved is not None and saved.step >= config.JointTrainAgent.SampleMaxSteps
-    if reached and not saved.state.get("evaluation_due"):
+    if reached and not saved.state.get("evaluation_due") and has_weights(saved.step, config, directory):
         status = read_json(directory.status_file)
-        if not directory.is_closed():  # it died between its last state and saying so
+        if not directory.is_closed() or status.get("status") != "finished":  # it ended before it said so
             directory.write_status(status | {"status": "finished", "finished_step": saved.step})
-            return None
-        if status.get("status") != "stopped":  # else it was, and SampleMaxSteps is lower now
-            return None
+        return None
     kind = VideoRun if config.Task == "VideoPrediction" else TrainingRun
     run = kind(config, directory, store, saved)
     run.notes = [*notes, *run.notes]

@@ -355,7 +355,11 @@ def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_stopped_run_that_is_to_end_earlier_is_finished_where_it_is(stopped: Path) -> None:
+@pytest.mark.parametrize("said_so", [True, False])
+def test_a_run_that_is_to_end_before_where_it_is_is_finished_there(stopped: Path, said_so: bool) -> None:
+    """It was stopped, or killed before it said anything."""
+    if not said_so:
+        (stopped / "outputs" / "run" / "manifest.json").unlink()
     for _ in range(2):
         assert train(stopped, "run", "JointTrainAgent.SampleMaxSteps=60").code == 0
         assert json.loads((stopped / "outputs" / "run" / "run.json").read_text())["status"] == "finished"
