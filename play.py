@@ -29,10 +29,7 @@ RECORDINGS = Path("outputs") / "recordings"
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; raise UserError for what cannot be."""
     parser = OneLineParser(prog="play.py", description=__doc__, allow_abbrev=False)
-
-    def option(name: str, meaning: str, **settings: object) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
-
+    option = parser.option
     shipped = sorted(path.name for path in SHIPPED.iterdir())
     parser.add_argument("demo", nargs="?", choices=["demo"], help="show an agent that is there already:")
     parser.add_argument("agent", nargs="?", choices=shipped, default=DEMO, help=f"which (default {DEMO})")

@@ -63,6 +63,10 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
+    def option(self, name: str, meaning: str, **settings: Any) -> None:
+        """Add an option that is written with one dash or with two."""
+        self.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
+
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Positional arguments may stand before, between and after the options."""
         known, unknown = self.parse_known_intermixed_args(args, namespace)

@@ -65,9 +65,12 @@ class RandomStreams:
         """Continue every stream where `state_dict` left it.
 
         Generators of another kind of device have another form, so a stream that is now drawn
-        on one begins anew.
+        on one begins anew. Raise KeyError, TypeError or RuntimeError for what is no such state.
         """
         torch.set_rng_state(state["default"])
         if "device_default" in state and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(state["device_default"], self.device)
+        for saved in state["streams"].values():
+            if saved["device"] in ("cpu", self.device.type):
+                torch.Generator(saved["device"]).set_state(saved["state"])  # refused now, not at first use
         self._generators, self._saved = {}, dict(state["streams"])

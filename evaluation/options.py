@@ -33,10 +33,7 @@ SETTINGS = {  # option → the setting that it overrides
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options, each with one or two dashes."""
     parser = OneLineParser(prog="eval.py", description=DESCRIPTION, allow_abbrev=False)
-
-    def option(name: str, meaning: str, **settings: object) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
-
+    option = parser.option
     option("run_name", "name of the run, or its folder outputs/NAME")
     option("config_path", "YAML file, for checkpoints without a saved run")
     option("env_name", "game or Gymnasium id, for checkpoints without a saved run", type=environment_id)

@@ -35,10 +35,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = OneLineParser(
         prog="-m evaluation.record", description=__doc__, formatter_class=layout, allow_abbrev=False
     )
-
-    def option(name: str, meaning: str, **settings: object) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
-
+    option = parser.option
     option("run_name", "the agent that plays: a run, its folder, or an agent in assets/agents")
     option("random", "play at random, in this game or Gymnasium id", type=environment_id, metavar="ENV")
     option("out", "folder of the clips, empty or not there yet", type=Path, required=True)

@@ -37,6 +37,14 @@ def test_a_stream_of_another_kind_of_device_begins_anew() -> None:
     assert moved.generator("replay", CPU).device == CPU
 
 
+@pytest.mark.parametrize("damaged", [{}, None, {"device": "cpu"}, {"device": "cpu", "state": torch.zeros(3)}])
+def test_what_is_no_state_of_a_stream_is_refused_when_it_is_loaded(damaged: object) -> None:
+    state = used_streams().state_dict()
+    state["streams"]["acting"] = damaged
+    with pytest.raises((KeyError, TypeError, RuntimeError)):
+        RandomStreams(3, CPU).load_state_dict(state)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_run_that_began_on_a_cpu_goes_on_on_a_gpu() -> None:
     moved = RandomStreams(3, torch.device("cuda"))
