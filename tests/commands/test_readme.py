@@ -1,6 +1,6 @@
 """The README stays true: its tables are the code's, and what it names exists.
 
-`python tests/commands/test_readme.py` writes the table of config keys anew.
+`python tests/commands/test_readme.py` writes the table of docs/configuration.md anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+KEYS = ROOT / "docs" / "configuration.md"
 START, END = "<!-- config keys: made by tests/commands/test_readme.py -->", "<!-- end of config keys -->"
 
 
@@ -38,7 +39,21 @@ def config_table() -> str:
 
 
 def test_the_table_of_config_keys_is_the_schemas() -> None:
-    assert config_table() in README.read_text()
+    assert config_table() in KEYS.read_text()
+
+
+def test_the_keys_it_names_have_the_defaults_that_it_says() -> None:
+    sys.path.insert(0, str(ROOT))
+    from configuration.schema import schema
+
+    table = README.read_text().split("Those that are changed most:")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE)
+    assert len(rows) > 5
+    for names, defaults in rows:
+        first, *others = re.findall(r"`(.+?)`", names)
+        section = first.rpartition(".")[0]
+        keys = [first, *(section + other for other in others)]
+        assert [schema()[key].shown_default for key in keys] == defaults.split(", "), names
 
 
 def test_every_test_it_names_exists() -> None:
@@ -80,6 +95,6 @@ def test_the_repository_stands_alone() -> None:
 
 
 if __name__ == "__main__":
-    text = README.read_text()
+    text = KEYS.read_text()
     before, after = text.split(START)[0], text.split(END)[1]
-    README.write_text(before + config_table() + after)
+    KEYS.write_text(before + config_table() + after)
