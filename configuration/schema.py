@@ -97,7 +97,7 @@ class Environment:
 class JointTrainAgent:
     """The training loop: how much is played, learned, imagined, logged and saved."""
 
-    ModelType: str = fixed("STORM", "the prior: an MLP, or a MaskGIT", MODEL_TYPES)
+    ModelType: str = fixed("STORM", "the prior: STORM's linear layer, or a MaskGIT", MODEL_TYPES)
     WorldModelClass: str = fixed("auto", "a subclass of WorldModel, with losses of its own", CODERS)
     SampleMaxSteps: int = free(102_000, "environment steps of the run", STEPS)
     BufferMaxLength: int = fixed(100_000, "replay capacity in steps, all environments together", STEPS)

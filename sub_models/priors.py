@@ -1,4 +1,4 @@
-"""The two priors p(z_{t+1} | h_t): STORM's factorised MLP and GIT-STORM's MaskGIT.
+"""The two priors p(z_{t+1} | h_t): STORM's factorised one (MLPPrior, one layer) and GIT-STORM's MaskGIT.
 
 A prior answers two questions, each with its randomness as an argument: how likely is a given
 latent (`predict`, in training), and what could come next (`sample`, in imagination).

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(*arguments: str, cwd: Path) -> str:
@@ -21,6 +22,14 @@ def run(*arguments: str, cwd: Path) -> str:
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_the_python_of_the_readme_runs_as_it_stands() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = "".join(blocks).replace("Boxing-STORM-seed_0", "STORM-catch")
+    assert len(blocks) == 2 and code.count("STORM-catch") == 2
+    said = run("-c", code + "print(imagined.observation.shape, imagined.value.shape)", cwd=ROOT)
+    assert said == "(15, 64, 64, 3) (15,)\n"
 
 
 def test_the_notebook_looks_inside_a_model() -> None:
