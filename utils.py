@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent
 DEVICE_PATTERN = r"auto|cuda(:\d{1,3})?|mps|cpu"
+LONGEST_NAME = 180  # of a file, its ending left out; systems take 255 bytes
 SMI_TIMEOUT_S = 20  # of nvidia-smi
 NVIDIA_FIX = (
     "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "
@@ -151,8 +153,14 @@ def nearest(
 
 
 def as_file_name(text: str) -> str:
-    """Return `text` as the name of a file or folder on any system: what may not stand in one becomes `_`."""
-    return re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
+    """Return `text` as the name of a file or folder on any system.
+
+    What may not stand in one becomes `_`; the end of what is too long becomes a checksum.
+    """
+    name = re.sub(r"(\.{2,}|[^A-Za-z0-9_.-])+", "_", text).lstrip(".-") or "_"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9].rstrip('.')}-{zlib.crc32(text.encode()):08x}"
 
 
 def load_class(text: str) -> type:

@@ -103,13 +103,22 @@ def load_models(config: Config, spaces: Spaces, execution: Execution, directory:
     trained = read_spaces(directory.parent / "run.json") or spaces
     if trained != spaces:
         raise UserError(f"{directory}: trained with {trained}, but here are {spaces}")
-    models, original = make_models(config, spaces, execution.device), False
+    models = make_models(config, spaces, execution.device)
     for model, path in zip(models, checkpoint_files(directory, step), strict=True):
-        weights = load_weights(path)
-        if storm_checkpoint.is_original(weights):
-            original, weights = True, storm_checkpoint.convert(weights, str(path))
+        weights, original = read_weights(path)
         load_into(model, weights, str(path))
     return *models, original
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Return a weight file's tensors, by their names here, and whether the original STORM wrote it.
+
+    Raise UserError for a file that cannot be read as such.
+    """
+    weights = load_weights(path)
+    if not storm_checkpoint.is_original(weights):
+        return weights, False
+    return storm_checkpoint.convert(weights, str(path)), True
 
 
 def choose_steps(directory: Path, which: str) -> list[int]:

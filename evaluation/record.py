@@ -75,6 +75,9 @@ def open_play(options: argparse.Namespace) -> tuple[Policy | RandomPlay, VectorE
     if seen.kind != "image" or seen.shape[-1] != 3:
         environment.close()
         raise UserError(f"{config.BasicSettings.env_name} is seen as {seen.kind} {seen.shape}, not in colour")
+    if options.random is None and environment.spaces != policy.world_model.spaces:
+        environment.close()
+        raise UserError(f"{' '.join(options.overrides)}: run {options.run_name} sees or does something else")
     if options.random is not None:
         policy = RandomPlay(1, environment.spaces.action, options.seed)
     return policy, environment, config.Environment.MaxFaults

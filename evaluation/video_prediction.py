@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -92,12 +92,10 @@ def predictors_of(
         yield name, predictor(world_model, None, context, seed)
         return
     own = world_model.prior.plan
-    for draft, revise, times in plans or [(own.draft_groups, own.revise_groups, own.num_revisions)]:
-        text = f"{draft}/{revise}/{times}"
-        if max(draft, revise) > own.num_tokens:
-            raise UserError(f"-plans={text}: at most {own.num_tokens} groups, the latents of {name}")
-        plan = replace(own, draft_groups=draft, revise_groups=revise, num_revisions=times)
-        yield f"{name} {text}", predictor(world_model, plan, context, seed)
+    for plan in [own.sized(*sizes) for sizes in plans] or [own]:
+        if max(plan.draft_groups, plan.revise_groups) > own.num_tokens:
+            raise UserError(f"-plans={plan}: at most {own.num_tokens} groups, the latents of {name}")
+        yield f"{name} {plan}", predictor(world_model, plan, context, seed)
 
 
 @dataclass

@@ -17,12 +17,14 @@ the first side, the default, is above it, with a 95 % interval (Welch's t).
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
-from scipy import stats
+import numpy as np
 
 from environments.single import environment_id
 from experiments.grid import Suite, run_grid
+from reporting.statistics import sum_of_means
 from utils import run_cli
 
 SEEING = "seeing"
@@ -51,9 +53,8 @@ def compare_sides(model: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         facts[side] = {"mean": statistics.fmean(scores), "seeds": scores}
         seeing = facts[SEEING]["seeds"] if SEEING in facts else []
         if side != SEEING and min(len(seeing), len(scores)) > 1:
-            test = stats.ttest_ind(seeing, scores, equal_var=False)
-            facts[side]["seeing_above"] = statistics.fmean(seeing) - statistics.fmean(scores)
-            facts[side]["interval"] = list(test.confidence_interval(0.95))
+            above, *interval = sum_of_means([np.asarray(seeing), -np.asarray(scores)])
+            facts[side] |= {"seeing_above": above, "interval": interval}
     return facts
 
 
@@ -70,10 +71,7 @@ SUITE = Suite(
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Run the grid that the command line asks for."""
-    return run_grid(SUITE, __doc__, arguments)
-
+main = partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

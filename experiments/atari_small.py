@@ -18,11 +18,12 @@ the agent (results/published_atari.json), random play and a person.
 
 from __future__ import annotations
 
+from functools import partial
+
 from environments.single import environment_id
 from evaluation.scores import reference_scores
 from experiments.grid import Suite, run_grid
-from experiments.training import ROOT
-from utils import run_cli
+from utils import REPOSITORY, run_cli
 
 
 def levels(game: str) -> dict[str, float]:
@@ -40,15 +41,12 @@ SUITE = Suite(
     window=10_000,
     episodes=20,
     every_checkpoint=True,
-    published=ROOT / "results" / "published_atari.json",
+    published=REPOSITORY / "results" / "published_atari.json",
     levels=levels,
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Run the grid that the command line asks for."""
-    return run_grid(SUITE, __doc__, arguments)
-
+main = partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

@@ -13,11 +13,11 @@ PPO at the same simulator steps (results/published_control.json).
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from environments.single import action_repeat
 from experiments.grid import Suite, run_grid
-from experiments.training import ROOT
-from utils import run_cli
+from utils import REPOSITORY, run_cli
 
 
 def environment_of(task: str) -> str:
@@ -35,14 +35,11 @@ SUITE = Suite(
     repeat=lambda environment, config: action_repeat(environment, config.Environment),
     window=10_000,
     episodes=10,
-    published=ROOT / "results" / "published_control.json",
+    published=REPOSITORY / "results" / "published_control.json",
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Run the grid that the command line asks for."""
-    return run_grid(SUITE, __doc__, arguments)
-
+main = partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

@@ -11,6 +11,7 @@ continues them. Every finished run is recorded at once, in <out>/<task>.json, wi
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 from experiments.control import environment_of
@@ -55,10 +56,7 @@ SUITE = Suite(
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Run the grid that the command line asks for."""
-    return run_grid(SUITE, __doc__, arguments)
-
+main = partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

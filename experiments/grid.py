@@ -25,7 +25,6 @@ from experiments.curves_figure import draw
 from experiments.figures import HEALTH, draw_health
 from experiments.training import (
     AT_A_TIME,
-    ROOT,
     evaluate,
     experiment_facts,
     experiment_parser,
@@ -129,7 +128,6 @@ def record(suite: Suite, path: Path, row: dict[str, Any], facts: dict[str, Any])
 def grid_parser(suite: Suite, description: str) -> OneLineParser:
     """Return the parser of a grid's command line."""
     parser = experiment_parser(suite.script, description)
-    parser.set_defaults(out=ROOT / "results" / suite.script)
     parser.add_argument("overrides", nargs="*", help="settings besides, as Section.Key=value")
     parser.add_argument("--tasks", nargs="+", default=suite.tasks, help=f"default {' '.join(suite.tasks)}")
     for name, of in (("models", suite.models), ("seeds", suite.seeds)):

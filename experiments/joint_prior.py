@@ -102,9 +102,8 @@ def make_world_model(settings: Settings, model_type: str) -> WorldModel:
 def sampled_by(world_model: WorldModel, plan: tuple[int, int, int]) -> str:
     """Let a MaskGIT prior sample by T_draft, T_revise, M; return its name."""
     prior = world_model.prior
-    sizes = dict(zip(("draft_groups", "revise_groups", "num_revisions"), plan, strict=True))
-    prior.plan = replace(prior.plan, **sizes)
-    return f"MaskGIT {'/'.join(map(str, plan))}"
+    prior.plan = prior.plan.sized(*plan)
+    return f"MaskGIT {prior.plan}"
 
 
 def collect(settings: Settings) -> ReplayBuffer:

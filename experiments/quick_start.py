@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from functools import partial
 from typing import Any
 
 from configuration.loading import load_config
@@ -72,10 +73,7 @@ SUITE = Suite(
 )
 
 
-def main(arguments: list[str]) -> int:
-    """Run the grid that the command line asks for."""
-    return run_grid(SUITE, __doc__, arguments)
-
+main = partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

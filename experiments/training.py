@@ -7,27 +7,25 @@ import json
 import math
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from scipy import stats
 
 from configuration.loading import find_config
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
+from reporting.statistics import sum_of_means
 from run_files.directory import RunDirectory
 from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
-from utils import OneLineParser, UserError, write_atomically
+from utils import REPOSITORY, OneLineParser, UserError, write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
-CONFIDENCE = 0.95
 CURVE = 200  # points
 AT_A_TIME = 2  # runs side by side, on one thread each
 
@@ -38,7 +36,7 @@ def experiment_parser(script: str, description: str, seeds: list[int] | None = N
     parser = OneLineParser(prog=name, description=description, formatter_class=layout)
     if seeds:
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
-    parser.add_argument("--out", type=Path, default=Path("results") / script, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / script, help="of the results")
     return parser
 
 
@@ -69,7 +67,7 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
     """
     command = [
         sys.executable,
-        str(ROOT / "train.py"),
+        str(REPOSITORY / "train.py"),
         f"BasicSettings.config_path={find_config(config).resolve()}",
         f"BasicSettings.n={run_name}",
         "BasicSettings.device=cpu",
@@ -101,9 +99,8 @@ def training_returns(run_name: str, folder: Path) -> list[tuple[int, float]]:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of a mean (Student's t); of one value that value, twice."""
-    mean, count = statistics.fmean(values), len(values)
-    half = stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) if count > 1 else 0.0
-    return float(mean - half), float(mean + half)
+    mean, low, high = sum_of_means([np.asarray(values, float)])
+    return (mean, mean) if low is None else (low, high)
 
 
 def training_curves(run_name: str, tags: Iterable[str], folder: Path) -> dict[str, list[float]]:
@@ -125,8 +122,13 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
 def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
     """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
     if not evaluated_returns(run_name, step, episodes, folder):
-        command = [sys.executable, str(ROOT / "eval.py"), f"-run_name={run_name}", f"-checkpoints={step}"]
-        command += [f"-num_episodes={episodes}", "-device=cpu"]
+        command = [
+            sys.executable,
+            str(REPOSITORY / "eval.py"),
+            f"-run_name={run_name}",
+            f"-checkpoints={step}",
+        ]
+        command += [f"-num_episodes={episodes}", "-device=cpu", "-protocol=fair", "Evaluation.Greedy=False"]
         with (folder / f"{run_name}.log").open("ab") as log:
             check_end(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name)
     return evaluated_returns(run_name, step, episodes, folder)

@@ -34,7 +34,8 @@ from evaluation.video_report import FRAME_FRECHET, judge_runs, strip
 from experiments import training
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
-from experiments.training import AT_A_TIME, CONFIDENCE, experiment_parser, interval, run_facts, write_record
+from experiments.training import AT_A_TIME, experiment_parser, interval, run_facts, write_record
+from reporting.statistics import CONFIDENCE
 from utils import run_cli
 
 PLAYER, GAMES = "STORM-tiny", ("Seaquest", "MsPacman")
@@ -102,9 +103,10 @@ def train(data: str, model: str, seed: int, steps: int) -> dict[str, Any]:
 def judge(data: str, models: list[str], seed: int) -> tuple[dict[str, Any], Judgement]:
     """Judge the models of a data set and a seed on the same held-out windows."""
     first, *others = (run_name(data, model, seed) for model in models)
+    plans = [f"-plans={PLANS}"] if set(models) != {"STORM"} else []
     options = parse_options(
-        [f"-run_name={first}", f"-beside={','.join(others)}", f"-plans={PLANS}", "-checkpoints=last",
-         "-device=cpu", "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
+        [f"-run_name={first}", f"-beside={','.join(others)}", *plans, "-checkpoints=last", "-device=cpu",
+         "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
     )  # fmt: skip
     measures = [frame_scores]
     if data == "twins":

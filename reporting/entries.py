@@ -86,6 +86,5 @@ def _row(entry: Entry, published: Published, results: Path) -> list[Any]:
     note = f"; {published.note(run.game)}" if published.note(run.game) else ""
     reference = "{:,.1f} ({:,.1f} to {:,.1f}{})".format(*seeds, note) if seeds else None
     settings = ", ".join(re.sub(r"^[\w.]*\.", "", text) for text in run.deviations)
-    commit = re.sub(r"\b([0-9a-f]{12})[0-9a-f]+", r"\1", str(run.info["commit"]))
-    facts = [run.info["elapsed_s"] / SECONDS_PER_HOUR, run.info["hardware"], commit]
+    facts = [run.info["elapsed_s"] / SECONDS_PER_HOUR, run.info["hardware"], run.short_commit]
     return [link, run.game, run.seed, *evaluation, reference, settings, *facts]

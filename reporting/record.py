@@ -10,6 +10,7 @@ from configuration.checks import check_run_name
 from reporting.entries import README, entry_path, find_entries, load_entry, render_readme, shortcomings
 from reporting.published import load_published
 from reporting.runs import Run, RunFiles, load_run
+from run_files.directory import as_outputs
 from run_files.manifest import altered, enter, read_manifest
 from run_files.metrics import read_metrics, thin
 from utils import UserError, disk_errors, nearest, write_atomically
@@ -26,7 +27,7 @@ def record_run(name: str, outputs: Path, results: Path, partial: bool = False) -
     `partial`, for one whose files are not those that training and evaluation wrote, and where an
     entry is in the way that was altered or holds another complete run.
     """
-    path = Path(name)
+    path = as_outputs(name)
     name = path.name if path.parent.name == outputs.name else name  # its folder, as a shell completes it
     check_run_name(name)
     files = RunFiles.of_output(name, outputs)

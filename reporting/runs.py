@@ -48,6 +48,11 @@ class Run:
         return game_of(self.env_name)
 
     @property
+    def short_commit(self) -> str:
+        """What its source was, hashes cut to twelve digits; "" if that is not known."""
+        return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+", r"\1", str(self.info.get("commit") or ""))
+
+    @property
     def is_atari(self) -> bool:
         """Whether it played one of the 26 Atari games, not something else of the same name."""
         return self.normalised(0.0) is not None

@@ -152,7 +152,7 @@ def speed_table(runs: Sequence[Run]) -> Table:
         steps = run.info.get("finished_step") or run.history.last_step or None
         seconds = run.info.get("elapsed_s") or run.history.seconds
         times = [seconds / SECONDS_PER_HOUR, steps and steps / seconds] if seconds else [None, None]
-        facts = [str(run.info.get(key) or MISSING) for key in ("status", "hardware", "commit")]
-        rows.append([run.game, run.label, run.seed, steps, *times, *facts[:2], facts[2][:12]])
+        facts = [str(run.info.get(key) or MISSING) for key in ("status", "hardware")]
+        rows.append([run.game, run.label, run.seed, steps, *times, *facts, run.short_commit or MISSING])
     columns = "game method seed steps hours:2 steps_per_second:1 state hardware commit"
     return make_table("wall_clock", columns, rows)

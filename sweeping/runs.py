@@ -12,8 +12,8 @@ from configuration.loading import apply_overrides, load_config
 from configuration.schema import Config
 from environments.single import environment_id, find_spec
 from evaluation.options import parse_options
-from evaluation.policies import choose_steps
 from evaluation.tables import Evaluation, read_evaluations
+from evaluation.target import read_target
 from run_files.directory import RunDirectory
 from run_files.manifest import read_json
 from sweeping.local import Job
@@ -25,6 +25,7 @@ LOGS = Path("outputs") / "sweep" / "logs"  # in the storage folder
 TAIL_BYTES = 4_096
 LONGEST_LINE = 200
 FROM_GRID = {"run_name", "env_name", "config_path", "ckpt_dir"}  # options of eval.py
+BESIDE_SCORES = ("record_video", "record_dream", "world_model", "video")  # they ask for more than scores
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,28 @@ class SweepRun:
         return read_evaluations(self.directory.table)
 
     def is_evaluated(self) -> bool:
-        """Return whether every checkpoint asked for has its row, made as asked for, of enough episodes."""
-        options = parse_eval_options(self.eval_options)
+        """Return whether every checkpoint asked for has its row, made as eval.py would, of enough episodes.
+
+        Films and reports are made whenever they are asked for.
+        """
+        options = parse_eval_options(self.eval_options, str(self.directory.outputs))
+        if any(getattr(options, name) for name in BESIDE_SCORES):
+            return False
         try:
-            steps = choose_steps(self.directory.checkpoints, options.checkpoints)
-            return set(steps) <= {row.step for row in self.evaluations() if self._answers(row, options)}
+            target, rows = read_target(options), self.evaluations()
         except UserError:  # no such checkpoint, or no table
             return False
-
-    def _answers(self, row: Evaluation, options: argparse.Namespace) -> bool:
-        """Return whether an evaluation is what eval.py would make under these options, or a larger one."""
-        default = "release" if self.config.BasicSettings.ReleaseQuirks else "fair"
-        return (
-            row.protocol in ((options.protocol,) if options.protocol else (default, ""))
-            and (row.greedy or 0) == (options.greedy or self.config.Evaluation.Greedy)
-            and row.settings == ""
+        protocols = ("release",) if target.as_release else ("fair",) if options.protocol else ("fair", "")
+        done = {
+            row.step
+            for row in rows
+            if row.protocol in protocols
+            and (row.greedy or 0) == target.config.Evaluation.Greedy
+            and row.settings == target.settings
             and options.seed in (None, row.seed)
-            and (row.episodes or 1) >= (options.num_episodes or self.config.Evaluation.NumEpisodes)
-        )
+            and (row.episodes or 1) >= target.config.Evaluation.NumEpisodes
+        }
+        return set(target.steps) <= done
 
     def last_line(self, stage: str) -> str:
         """Return the last line that a stage printed."""
@@ -100,14 +105,14 @@ class SweepRun:
         return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:LONGEST_LINE])
 
 
-def parse_eval_options(options: Sequence[str]) -> argparse.Namespace:
-    """Return what eval.py makes of options.
+def parse_eval_options(options: Sequence[str], run: str = "any") -> argparse.Namespace:
+    """Return what eval.py makes of a run's name or folder and of options.
 
     Raise UserError if it would not take them, or if they say what the grid decides.
     """
     for name in {option.lstrip("-").partition("=")[0] for option in options} & FROM_GRID:
         raise UserError(f"-{name}: the grid says what is evaluated; give games=, seeds= and configs=")
-    return parse_options(["-run_name=any", *options])
+    return parse_options([f"-run_name={run}", *options])
 
 
 def plan_runs(options: Options) -> list[SweepRun]:

@@ -15,7 +15,15 @@ import pytest
 
 import benchmark
 import utils
-from utils import OneLineParser, UserError, nearest, resolve_device, write_atomically
+from utils import (
+    LONGEST_NAME,
+    OneLineParser,
+    UserError,
+    as_file_name,
+    nearest,
+    resolve_device,
+    write_atomically,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -82,6 +90,12 @@ def test_a_parser_offers_the_nearest_option_and_knows_the_home_folder(
     assert parser.parse_args(["-folder=~/a"]).folder == tmp_path / "a"
     with pytest.raises(UserError, match=r"-foldr=b .did you mean '-folder'"):
         parser.parse_args(["-foldr=b"])
+
+
+def test_names_of_files_are_plain_and_not_too_long() -> None:
+    assert as_file_name("../a b: c") == "_a_b_c"
+    long = [as_file_name("x" * 300 + end) for end in ("a", "b")]
+    assert long[0] != long[1] and all(len(name) == LONGEST_NAME for name in long)
 
 
 def test_nearest_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,15 +26,14 @@ from environments.single import ignored_settings
 from environments.workers import IGNORED_SIGNALS
 from evaluation.episodes import Stopped, evaluate, summarise
 from evaluation.open_loop import comparison_video, open_loop
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, choose_steps, find_checkpoints, read_weights
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.loggers import RunLogger, find_logger
 from run_files.manifest import read_json
 from run_files.provenance import joined_facts, machine_facts, moves
 from run_files.states import SavedState, StateStore
-from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights, save_weights
-from sub_models import storm_checkpoint
+from run_files.weights import checkpoint_files, load_into, save_weights
 from sub_models.batch import Batch
 from training.demonstrations import load_demonstrations
 from training.health import health
@@ -213,16 +212,12 @@ class TrainingRun:
         text = self.config.BasicSettings.pretrained_path
         if text is None:
             return
-        path = Path(text)
-        files = [path]
-        if path.is_dir():
-            folder = path / "ckpt" if (path / "ckpt").is_dir() else path
-            steps = list_checkpoints(folder)
-            files = list(checkpoint_files(folder, steps[-1] if steps else 0))
+        files: Sequence[Path] = [Path(text)]
+        if files[0].is_dir() or not files[0].exists():
+            folder, _ = find_checkpoints(text)
+            files = checkpoint_files(folder, choose_steps(folder, "last")[0])
         for file in files:
-            weights = load_weights(file)
-            if storm_checkpoint.is_original(weights):
-                weights = storm_checkpoint.convert(weights, str(file))
+            weights, _ = read_weights(file)
             is_agent = any(name.startswith("actor.") for name in weights)
             load_into(self.learner.agent if is_agent else self.learner.world_model, weights, str(file))
 
@@ -354,6 +349,8 @@ class TrainingRun:
         self.notes += saved.notes
         try:
             self._take_state(saved.state)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(

@@ -101,7 +101,7 @@ class Session:
 
     def _plan_name(self) -> str:
         plan = getattr(self.policy.world_model.prior, "plan", None)
-        return f"{plan.draft_groups}/{plan.revise_groups}/{plan.num_revisions}" if plan else ""
+        return str(plan or "")
 
     def description(self) -> dict[str, Any]:
         """Return what does not change while it runs."""
@@ -171,10 +171,7 @@ class Session:
     def set_plan(self, name: str) -> None:
         """Draw the latents otherwise."""
         prior = self.policy.world_model.prior
-        draft, revise, revisions = (int(part) for part in name.split("/"))
-        prior.plan = dataclasses.replace(
-            prior.plan, draft_groups=draft, revise_groups=revise, num_revisions=revisions
-        )
+        prior.plan = prior.plan.sized(*map(int, name.split("/")))
         self.controls.plan = name
 
     def record(self) -> None:

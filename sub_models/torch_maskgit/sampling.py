@@ -34,6 +34,14 @@ class DraftAndRevise:
     num_revisions: int
     unimix: float = 0.0
 
+    def __str__(self) -> str:
+        """The plan as T_draft/T_revise/M."""
+        return f"{self.draft_groups}/{self.revise_groups}/{self.num_revisions}"
+
+    def sized(self, draft_groups: int, revise_groups: int, num_revisions: int) -> DraftAndRevise:
+        """Return the same plan with other sizes."""
+        return DraftAndRevise(self.num_tokens, draft_groups, revise_groups, num_revisions, self.unimix)
+
     @property
     def sweeps(self) -> tuple[int, ...]:
         """Number of groups of each sweep that matters, in order."""

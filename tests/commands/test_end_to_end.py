@@ -274,7 +274,9 @@ def test_demonstrations_are_mixed_into_both_updates(tmp_path: Path, monkeypatch:
     assert batches == {"update_world_model": 2 + 3, "update_agent": 4 + 5}
 
 
-@pytest.mark.parametrize("path", ["outputs/storm", "outputs/storm/ckpt", "outputs/storm/ckpt/agent_120.pth"])
+@pytest.mark.parametrize(
+    "path", ["storm", "outputs/storm", "outputs/storm/ckpt", "outputs/storm/ckpt/agent_120.pth"]
+)
 def test_pretrained_weights_are_where_a_run_starts(runs: Path, path: str) -> None:
     name = f"pretrained-{path.count('/')}"
     settings = [f"BasicSettings.pretrained_path={path}", "JointTrainAgent.SampleMaxSteps=42"]

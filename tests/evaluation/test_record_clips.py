@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_runs import Result, call
 
+from configuration.loading import apply_overrides
+from configuration.schema import Config
 from environments.digits import Digits
 from evaluation import record
+from evaluation.episodes import environment_spaces
 from evaluation.policies import SHIPPED
 
 SMALL = ("-steps=50", "BasicSettings.ImageSize=16", "-seed=3")
@@ -62,6 +66,19 @@ def test_an_agent_is_recorded_with_what_it_did(tmp_path: Path) -> None:
     for clip in clips(tmp_path):
         assert len(clip["video"]) == 9  # an episode of Catch
         assert set(clip["actions"].tolist()) <= {0, 1, 2}
+
+
+def test_an_agent_does_not_play_with_other_actions_than_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = apply_overrides(Config(), ["BasicSettings.env_name=ALE/Pong-v5"])
+    model = SimpleNamespace(spaces=environment_spaces(config))
+    monkeypatch.setattr(
+        record, "load_policy", lambda *_, **__: SimpleNamespace(config=config, world_model=model)
+    )
+    result = recorded(tmp_path, "-run_name=x", "Environment.FullActionSpace=True")
+    assert result.code == 2
+    assert "Environment.FullActionSpace=True: run x sees or does something else" in result.error
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

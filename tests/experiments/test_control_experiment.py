@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import acting, atari_small, control, curves_figure, grid, quick_start, training
-from utils import UserError, as_file_name
+from experiments import acting, atari_small, control, curves_figure, grid, quick_start
+from utils import REPOSITORY, UserError, as_file_name
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_every_task_has_a_panel_and_every_line_a_legend(
     drawn: list[Figure] = []
     monkeypatch.setattr(curves_figure, "save", lambda figure, path: drawn.append(figure))
     tasks = ["CartPole-v1", "cartpole-balance", "cartpole-swingup", "reacher-easy", "walker-stand"]
-    files = [training.ROOT / "results" / "control" / f"{task}.json" for task in tasks]
+    files = [REPOSITORY / "results" / "control" / f"{task}.json" for task in tasks]
     curves_figure.draw(files, control.SUITE.published, tmp_path / "control.png")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == tasks

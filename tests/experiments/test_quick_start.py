@@ -11,9 +11,10 @@ from configuration.loading import load_config
 from experiments import quick_start
 from experiments.curves_figure import draw
 from experiments.figures import draw_health
-from experiments.training import ROOT, interval
+from experiments.training import interval
+from utils import REPOSITORY
 
-RECORDED = ROOT / "results" / "quick_start" / "Seaquest.json"
+RECORDED = REPOSITORY / "results" / "quick_start" / "Seaquest.json"
 
 
 @pytest.mark.parametrize("game", ["Catch", "Seaquest"])

@@ -48,9 +48,11 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_complete_run_stands_beside_the_published_range(tmp_path: Path, results: Path) -> None:
+@pytest.mark.parametrize("folder", ["outputs", "runs"])
+def test_a_complete_run_stands_beside_the_published_range(tmp_path: Path, results: Path, folder: str) -> None:
     name = write_run(tmp_path, FakeRun(score=80.0))
-    text = record(tmp_path, f"outputs/{name}/")  # as a shell completes it
+    (tmp_path / "runs" / name).mkdir(parents=True)
+    text = record(tmp_path, str(tmp_path / folder / name))  # as a shell completes it
     entry = results / "STORM" / "Boxing" / "seed_0"
     assert "| [STORM](STORM/Boxing/seed_0/) | Boxing | 0 | 100,000 | 80.0 |" in text
     assert "| 79.7 (71.5 to 90.5) |" in text and "partial" not in text

@@ -22,7 +22,7 @@ from reporting.compare import compare_runs
 from reporting.grid import comparisons, score_frame
 from reporting.published import BENCHMARK_STEP, load_published, normalised
 from reporting.runs import find_runs
-from reporting.tables import aggregate_table
+from reporting.tables import aggregate_table, speed_table
 from utils import UserError
 
 PUBLISHED = load_published()
@@ -34,6 +34,16 @@ KEYS = {"mean": "mean", "median": "median", "iqm": "iqm", "optimality_gap": "og"
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_source_of_a_run_is_shortened_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / write_run(tmp_path, FakeRun())
+    status = json.loads((folder / "run.json").read_text())
+    status["commit"] = f"{'a' * 40} + {'b' * 40}-modified"
+    (folder / "run.json").write_text(json.dumps(status))
+    (run,), _ = find_runs(tmp_path / "outputs", [])
+    table = speed_table([run]).frame
+    assert list(table.commit) == [run.short_commit] == [f"{'a' * 12} + {'b' * 12}-modified"]
 
 
 # Statistics.

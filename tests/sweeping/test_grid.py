@@ -8,7 +8,7 @@ import pytest
 from sweep_support import CATCH, REPOSITORY, WANTED, plan, write_status
 
 import sweep
-from configuration.loading import load_config
+from configuration.loading import config_to_yaml, load_config
 from sweeping.options import OPTIONS, help_text, parse_options
 from sweeping.runs import SweepRun, plan_runs
 from utils import UserError
@@ -132,9 +132,10 @@ def write_evaluation(run: SweepRun, *rows: str) -> None:
     run.directory.checkpoints.mkdir(parents=True)
     for path in (f"{model}_{step}.pth" for model in ("world_model", "agent") for step in (20, 40)):
         (run.directory.checkpoints / path).touch()
+    run.directory.config_file.write_text(config_to_yaml(run.config))
     table = run.directory.outputs.parent / "eval_result" / f"{run.name}.csv"
     table.parent.mkdir(exist_ok=True, parents=True)
-    table.write_text("\n".join(["step,episode_avg_return,episodes,protocol,greedy", *rows]) + "\n")
+    table.write_text("\n".join(["step,episode_avg_return,episodes,protocol,greedy,settings", *rows]) + "\n")
 
 
 def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) -> None:
@@ -145,17 +146,24 @@ def test_a_run_is_evaluated_once_every_checkpoint_has_its_row(tmp_path: Path) ->
         assert run.is_done("evaluate") == (len(rows) == 2)
 
 
+FIVE = ["-checkpoints", "last", "-num_episodes", "5"]
+
+
 @pytest.mark.parametrize(
     ("options", "evaluated"),
     [
         (["-checkpoints", "last"], False),  # the config asks for 20 episodes
         (["-checkpoints", "20"], False),
-        (["-checkpoints", "last", "-num_episodes", "5"], True),
+        (FIVE, True),
         (["-checkpoints", "last", "-num_episodes", "6"], False),
-        (["-checkpoints", "last", "-num_episodes", "5", "-protocol=fair"], True),
-        (["-checkpoints", "last", "-num_episodes", "5", "-protocol=release"], False),
-        (["-checkpoints", "last", "-num_episodes", "5", "-greedy"], False),
+        ([*FIVE, "-protocol=fair"], True),
+        ([*FIVE, "-protocol=release"], False),
+        ([*FIVE, "-greedy"], False),
         ([], False),
+        ([*FIVE, "Environment.RewardScale=2"], False),
+        ([*FIVE, "Evaluation.NumEnvs=1"], True),
+        ([*FIVE, "-record_video"], False),
+        (["-checkpoints", "last", "-world_model"], False),
     ],
 )
 def test_what_is_evaluated_depends_on_what_is_asked_for(
@@ -163,8 +171,17 @@ def test_what_is_evaluated_depends_on_what_is_asked_for(
 ) -> None:
     words = ["evaluate", CATCH, "configs=STORM-catch", f"storage={tmp_path}", *options]
     (run,) = plan_runs(parse_options(words))
-    write_evaluation(run, "40,1.0,5,fair,0")
+    write_evaluation(run, "40,1.0,5,fair,0,")
     assert run.is_done("evaluate") == evaluated
+
+
+def test_an_evaluation_under_other_settings_is_done_once_it_is_in_the_table(tmp_path: Path) -> None:
+    words = ["evaluate", CATCH, "configs=STORM-catch", f"storage={tmp_path}", *FIVE]
+    (run,) = plan_runs(parse_options([*words, "Environment.RewardScale=2"]))
+    write_evaluation(run, "40,1.0,5,fair,0,Environment.RewardScale=2.0")
+    assert run.is_done("evaluate")
+    (plain,) = plan_runs(parse_options(words))
+    assert not plain.is_done("evaluate")
 
 
 # --- one run of a grid, for the tasks of a job array

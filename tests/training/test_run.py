@@ -81,6 +81,19 @@ def test_faults_are_in_a_row_only_without_a_step_between(tmp_path: Path) -> None
     assert seen["outcome"] == (32, True) and seen["faults"] == (4, 4)
 
 
+def test_too_little_memory_for_a_state_is_not_called_a_bad_state(
+    trained: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+
+    def fail(state: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "_take_state", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        run._restore(SimpleNamespace(notes=[], state={}))
+
+
 def test_a_step_that_failed_is_neither_stored_nor_remembered(trained: Start) -> None:
     run = trained(ENV("Stumbling"), "JointTrainAgent.SampleMaxSteps=13", "JointTrainAgent.BufferWarmUp=8")
     assert run.faults == 4 and run.step == len(run.replay) == 13
