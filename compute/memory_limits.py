@@ -51,13 +51,20 @@ def check_replay_fits(length: int, needed: int, device: torch.device) -> None:
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is too little memory: Python's, PyTorch's, or a card's."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )
+
+
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn a failed allocation inside into a UserError that says which settings ask for less."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         reason = (str(error).strip() or "MemoryError").splitlines()[0]
         raise UserError(

@@ -100,14 +100,19 @@ def load_models(config: Config, spaces: Spaces, execution: Execution, directory:
     The original STORM's act without seeing the current frame. Raise UserError if what the run saw and did,
     according to its run.json, is not `spaces`.
     """
-    trained = read_spaces(directory.parent / "run.json") or spaces
-    if trained != spaces:
-        raise UserError(f"{directory}: trained with {trained}, but here are {spaces}")
-    models = make_models(config, spaces, execution.device)
+    check_spaces(str(directory), read_spaces(directory.parent / "run.json") or spaces, spaces)
+    models, original = make_models(config, spaces, execution.device), False
     for model, path in zip(models, checkpoint_files(directory, step), strict=True):
-        weights, original = read_weights(path)
+        weights, is_original = read_weights(path)
         load_into(model, weights, str(path))
+        original |= is_original
     return *models, original
+
+
+def check_spaces(agent: str, trained: Spaces, here: Spaces) -> None:
+    """Raise UserError if what an agent saw and did is not what there is to see and do here."""
+    if trained != here:
+        raise UserError(f"{agent}: trained with {trained}, but here are {here}")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], bool]:

@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from agents import Policy
 from configuration.loading import apply_overrides, load_config
+from configuration.schema import Config
+from configuration.spaces import ObservationSpec
 from env_wrapper import VectorEnvironment
 from environments.single import environment_id
 from evaluation.episodes import evaluation_environment, play
-from evaluation.policies import RandomPlay, load_policy
+from evaluation.policies import RandomPlay, check_spaces, load_policy
 from utils import OneLineParser, UserError, run_cli, write_atomically
 
 Episode = tuple[np.ndarray, np.ndarray]  # frames, uint8 (T, S, S, 3), and actions (T, ...)
@@ -71,16 +73,22 @@ def open_play(options: argparse.Namespace) -> tuple[Policy | RandomPlay, VectorE
         policy = load_policy(options.run_name, options.checkpoint or "last", device=options.device or "auto")
         config = apply_overrides(policy.config, options.overrides)
     environment = evaluation_environment(config, 1, options.seed, purpose="recorded clips")
-    seen = environment.spaces.observation
-    if seen.kind != "image" or seen.shape[-1] != 3:
+    try:
+        check_picture(config, environment.spaces.observation)
+        if options.random is not None:
+            policy = RandomPlay(1, environment.spaces.action, options.seed)
+        else:
+            check_spaces(options.run_name, policy.world_model.spaces, environment.spaces)
+    except UserError:
         environment.close()
-        raise UserError(f"{config.BasicSettings.env_name} is seen as {seen.kind} {seen.shape}, not in colour")
-    if options.random is None and environment.spaces != policy.world_model.spaces:
-        environment.close()
-        raise UserError(f"{' '.join(options.overrides)}: run {options.run_name} sees or does something else")
-    if options.random is not None:
-        policy = RandomPlay(1, environment.spaces.action, options.seed)
+        raise
     return policy, environment, config.Environment.MaxFaults
+
+
+def check_picture(config: Config, seen: ObservationSpec) -> None:
+    """Raise UserError if an environment is not seen in colour."""
+    if seen.kind != "image" or seen.shape[-1] != 3:
+        raise UserError(f"{config.BasicSettings.env_name} is seen as {seen.kind} {seen.shape}, not in colour")
 
 
 def episodes(

@@ -95,7 +95,7 @@ def make_row(target: Target, step: int, episodes: list[Episode]) -> Evaluation:
         normalised=human_normalised(target.config.BasicSettings.env_name, mean),
         episodes=len(episodes),
         seed=target.seed,
-        protocol="release" if target.as_release else "fair",
+        protocol=target.protocol,
         greedy=int(target.config.Evaluation.Greedy),
         num_envs=target.num_envs,
         settings=target.settings,

@@ -37,6 +37,11 @@ class Target:
         return min(self.config.Evaluation.NumEnvs, self.config.Evaluation.NumEpisodes)
 
     @property
+    def protocol(self) -> str:
+        """The protocol's name in the evaluation table."""
+        return "release" if self.as_release else "fair"
+
+    @property
     def seed(self) -> int:
         """The evaluation's seed."""
         return self.config.BasicSettings.Seed

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-from functools import partial
 from typing import Any
 
 from configuration.loading import load_config
@@ -73,7 +72,7 @@ SUITE = Suite(
 )
 
 
-main = partial(run_grid, SUITE, __doc__)
+main = functools.partial(run_grid, SUITE, __doc__)
 
 if __name__ == "__main__":
     run_cli(main)

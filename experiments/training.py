@@ -36,7 +36,9 @@ def experiment_parser(script: str, description: str, seeds: list[int] | None = N
     parser = OneLineParser(prog=name, description=description, formatter_class=layout)
     if seeds:
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / script, help="of the results")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / script, help="folder of the results"
+    )
     return parser
 
 
@@ -122,13 +124,9 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
 def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
     """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
     if not evaluated_returns(run_name, step, episodes, folder):
-        command = [
-            sys.executable,
-            str(REPOSITORY / "eval.py"),
-            f"-run_name={run_name}",
-            f"-checkpoints={step}",
-        ]
-        command += [f"-num_episodes={episodes}", "-device=cpu", "-protocol=fair", "Evaluation.Greedy=False"]
+        command = [sys.executable, str(REPOSITORY / "eval.py"), f"-run_name={run_name}", "-device=cpu"]
+        command += [f"-checkpoints={step}", f"-num_episodes={episodes}"]
+        command += ["-protocol=fair", "Evaluation.Greedy=False"]  # comparable, whatever the run's settings
         with (folder / f"{run_name}.log").open("ab") as log:
             check_end(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name)
     return evaluated_returns(run_name, step, episodes, folder)

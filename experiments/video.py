@@ -105,8 +105,8 @@ def judge(data: str, models: list[str], seed: int) -> tuple[dict[str, Any], Judg
     first, *others = (run_name(data, model, seed) for model in models)
     plans = [f"-plans={PLANS}"] if set(models) != {"STORM"} else []
     options = parse_options(
-        [f"-run_name={first}", f"-beside={','.join(others)}", *plans, "-checkpoints=last", "-device=cpu",
-         "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
+        [f"-run_name={first}", "-video", f"-beside={','.join(others)}", *plans, "-checkpoints=last",
+         "-device=cpu", "-frame_features", f"VideoPrediction.Clips={WINDOWS}"]
     )  # fmt: skip
     measures = [frame_scores]
     if data == "twins":

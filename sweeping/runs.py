@@ -85,11 +85,11 @@ class SweepRun:
             target, rows = read_target(options), self.evaluations()
         except UserError:  # no such checkpoint, or no table
             return False
-        protocols = ("release",) if target.as_release else ("fair",) if options.protocol else ("fair", "")
+        by_default = "" if options.protocol else target.protocol  # what a table that names none was made by
         done = {
             row.step
             for row in rows
-            if row.protocol in protocols
+            if (row.protocol or by_default) == target.protocol
             and (row.greedy or 0) == target.config.Evaluation.Greedy
             and row.settings == target.settings
             and options.seed in (None, row.seed)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compute.execution import Execution
-from compute.memory_limits import check_replay_fits
+from compute.memory_limits import check_replay_fits, is_out_of_memory
 from compute.random_streams import RandomStreams, derive_seed
 from compute.threads import use_threads
 from configuration.schema import Config
@@ -349,9 +349,9 @@ class TrainingRun:
         self.notes += saved.notes
         try:
             self._take_state(saved.state)
-        except torch.OutOfMemoryError:
-            raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
                 f"{saved.path}: does not fit this program ({reason}); "

@@ -78,7 +78,7 @@ def test_an_agent_does_not_play_with_other_actions_than_its_own(
     )
     result = recorded(tmp_path, "-run_name=x", "Environment.FullActionSpace=True")
     assert result.code == 2
-    assert "Environment.FullActionSpace=True: run x sees or does something else" in result.error
+    assert "x: trained with" in result.error and "6 discrete actions, but here are" in result.error
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,22 @@ def test_a_game_is_recorded_by_an_agent_that_is_trained_first(
     assert trained[0] == "Seaquest-STORM-tiny-seed_0" and "ALE/Seaquest-v5" in trained[2]
     assert f"-run_name={trained[0]}" in played and "-steps=20000" in played
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["Seaquest"]
+
+
+@pytest.mark.parametrize(("models", "has_plans"), [(["STORM"], False), (["STORM", "masked"], True)])
+def test_plans_are_asked_for_where_a_model_has_any(
+    models: list[str], has_plans: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def judge_runs(target: None, options: Any, measures: list[Any]) -> tuple[dict[str, Any], None]:
+        asked.append(options.plans)
+        return {"predictors": {}}, None
+
+    monkeypatch.setattr(video, "read_target", lambda options: None)
+    monkeypatch.setattr(video, "judge_runs", judge_runs)
+    video.judge("digits", models, 0)
+    assert bool(asked[0]) == has_plans
 
 
 def test_seeds_are_trained_judged_and_recorded_one_after_the_other(
