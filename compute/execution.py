@@ -153,7 +153,7 @@ class GraphedFunction:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         random_state = torch.cuda.get_rng_state()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._side):  # on which autograd knows the parameters
                 self._outputs = self.function(*self._inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own

@@ -40,7 +40,7 @@ from training.run import TrainingRun
 from utils import resolve_device
 
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
-TRACED_STEPS = 500  # at most, of the loop whose kernels are recorded
+TRACED_STEPS = 40  # at most, of the loop whose kernels are recorded: thousands a step, each an event to count
 
 
 @dataclass(frozen=True)

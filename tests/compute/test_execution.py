@@ -231,8 +231,8 @@ def test_after_a_failed_capture_all_goes_on_eagerly(caplog: pytest.LogCaptureFix
 class BrokenCapture:
     """In place of torch.cuda.graph: fails on leaving, as after an operation that cannot be captured."""
 
-    def __init__(self, graph: object) -> None:
-        self.graph = graph
+    def __init__(self, graph: object, stream: object) -> None:
+        self.graph, self.stream = graph, stream
 
     def __enter__(self) -> None:
         pass
