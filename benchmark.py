@@ -1,7 +1,7 @@
 """Measures speed: python benchmark.py [Section.Key=value ...] [--minutes M] [--json FILE] [--profile DIR].
 
 Each phase of an iteration at the configured sizes, against what this device can do, both
-measured in this process; then the whole training loop with a real game. Several devices,
+measured in this process; then the whole training loop and an evaluation of a real game. Several devices,
 precisions or sizes are several calls; with --rows the rows of docs/performance.md come from one.
 Every line is printed as soon as it is measured; what --minutes did not suffice for is named.
 """
@@ -130,10 +130,12 @@ def measure(config: Config, clock: Clock) -> dict[str, Any]:
 
 
 def measure_loop(config: Config, clock: Clock, steps: int) -> dict[str, float]:
-    """Print and return the figures of the whole loop; none if the time was up."""
+    """Print and return the figures of the whole loop and of an evaluation; none if the time was up."""
     figures = {} if clock.is_over else end_to_end(config, steps, train, clock.end)
     print(loop_lines(figures) or f"whole loop: {LATE}", flush=True)
-    return figures
+    speed = {} if clock.is_over else evaluation_speed(config, steps)
+    print(loop_lines(speed) or f"evaluation: {LATE}", flush=True)
+    return figures | speed
 
 
 def measure_peak(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
@@ -225,10 +227,6 @@ def measure_rows(config: Config, clock: Clock, options: argparse.Namespace) -> d
         given = load_config([*options.overrides, *settings])
         phases = measure(given, clock) if clock.device.type == "cpu" else {}
         loops[title] = phases | measure_loop(given, clock, options.steps)
-        if not clock.is_over:
-            speed = evaluation_speed(given, options.steps)
-            loops[title] |= speed
-            print(loop_lines(speed), flush=True)
     rate = next(iter(loops.values()), {}).get("env_steps_per_s")
     rows = {"iterations": iterations, "loops": loops, "env_steps_per_s": rate}
     return next(iter(iterations.values()), {}) | rows

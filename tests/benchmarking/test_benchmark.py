@@ -29,7 +29,8 @@ def test_one_call_measures_phases_and_the_whole_loop(tmp_path: Path, capsys: pyt
     learning = PHASES[2:]
     assert figures["iteration_s"] == sum(figures["phases"][name]["median_s"] for name in learning)
     assert figures["flop"] == sum(figures["phases"][name]["flop"] for name in learning) > 0
-    assert figures["env_steps_per_s"] > 0 and figures["precision"] == "float32"
+    assert figures["env_steps_per_s"] > 0 and figures["evaluation_steps_per_s"] > 0
+    assert figures["precision"] == "float32"
     printed = capsys.readouterr().out
     assert all(name in printed for name in PHASES) and "whole loop" in printed
     assert "of copy" not in printed  # a share that said nothing to a reader, or more than all
