@@ -25,7 +25,13 @@ def _threads() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest tests at once, so that the others run beside them."""
+    """Start the longest tests at once, so that the others run beside them; skip what needs a missing card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA card, and ./test.sh --gpu"))
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 

@@ -202,6 +202,27 @@ class TimeLimit:
         return "the time limit" if time.monotonic() >= self.end else None
 
 
+class EndOfTrace:
+    """A request to stop the training loop after `steps` that first ends a recording: without the saving.
+
+    Args:
+        run: that trains. steps: to record. trace: that records. clock: of the run's device.
+    """
+
+    def __init__(self, run: TrainingRun, steps: int, trace: profile, clock: Clock) -> None:
+        self.run, self.end, self.trace, self.clock = run, run.step + steps, trace, clock
+        trace.start()
+
+    @property
+    def signal(self) -> str | None:
+        """What asks to stop; None while nothing does."""
+        if self.run.step < self.end:
+            return None
+        self.clock.now()  # the kernels of these steps have all run
+        self.trace.stop()
+        return "the end of the recording"
+
+
 def end_to_end(
     config: Config, steps: int, loop: Callable[[TrainingRun, Any, tqdm], bool], end: float = math.inf
 ) -> dict[str, float]:
@@ -221,7 +242,7 @@ def end_to_end(
     """
     config = apply_overrides(config, ["JointTrainAgent.SaveEverySteps=1_000_000"])
 
-    def train_on(run: TrainingRun, more: int, seconds: float = math.inf) -> None:
+    def train_on(run: TrainingRun, more: int, seconds: float) -> None:
         config.JointTrainAgent.SampleMaxSteps = run.step + more
         loop(run, TimeLimit(seconds), tqdm(disable=True))
 
@@ -243,8 +264,9 @@ def end_to_end(
                 reserved = torch.cuda.max_memory_reserved(clock.device)
                 figures["memory_beside_replay_bytes"] = reserved - stored
                 traced = min(steps, TRACED_STEPS)
-                with profile(activities=[ProfilerActivity.CUDA]) as trace:
-                    clock.once(functools.partial(train_on, run, traced))
+                trace = profile(activities=[ProfilerActivity.CUDA])
+                config.JointTrainAgent.SampleMaxSteps = run.step + traced + 1
+                loop(run, EndOfTrace(run, traced, trace, clock), tqdm(disable=True))
                 busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
                 figures["host_wait_share"] = max(0.0, 1 - rate * busy / traced)
     return figures

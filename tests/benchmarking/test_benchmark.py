@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import GIT_STORM, SMALL
+from tqdm import tqdm
 
 import benchmark
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
+from run_files.directory import RunDirectory
+from run_files.states import StateStore
+from training.measurements import Clock, EndOfTrace
+from training.run import TrainingRun
 from utils import UserError
 
 SHORT = ["--repeats=1", "--warm-up=0"]
@@ -100,6 +106,28 @@ def test_a_loop_stops_when_its_time_is_up() -> None:
     figures = benchmark.end_to_end(config, 1_000_000, benchmark.train, start + 2)
     assert figures["env_steps_per_s"] > 0 and time.monotonic() - start < 10
     assert benchmark.end_to_end(config, 1_000_000, benchmark.train, start) == {}
+
+
+def test_a_recording_ends_before_the_loop_saves(tmp_path: Path) -> None:
+    class Trace:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def start(self) -> None:
+            self.told.append("start")
+
+        def stop(self) -> None:
+            self.told.append("stop")
+
+    config = benchmark.load_config([*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0"])
+    config.JointTrainAgent.SampleMaxSteps = 5
+    trace, directory = Trace(), RunDirectory("trace", tmp_path)
+    store = StateStore(directory.state)
+    with contextlib.closing(TrainingRun(config, directory, store, None)) as run:
+        request = EndOfTrace(run, 4, trace, Clock(torch.device("cpu"), 1, 0))
+        run.save_state = lambda status: trace.told.append(status)
+        assert not benchmark.train(run, request, tqdm(disable=True))
+        assert run.step == 4 and trace.told == ["start", "stop", "stopped"]
 
 
 def test_a_clock_calls_at_least_once_and_not_again_when_time_is_up() -> None:

@@ -21,7 +21,6 @@ from sub_models.batch import Rollout
 from training.measurements import Iteration
 from utils import resolve_device
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 MODEL_TYPES = ("STORM", "GITSTORM")
 NUM_ACTIONS = 4
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -188,7 +187,7 @@ def test_compiled_agrees_with_eager_on_a_cpu(model_type: str, caplog: pytest.Log
     assert "cannot compile" not in caplog.text
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_graphs_agree_with_eager_on_a_gpu(model_type: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -197,7 +196,7 @@ def test_graphs_agree_with_eager_on_a_gpu(model_type: str, caplog: pytest.LogCap
     assert "running it eagerly" not in caplog.text
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
     iteration = make_iteration(model_type, "cuda", compiled=True)
@@ -214,7 +213,7 @@ def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
         assert not function.failures and function._graph is not None
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_after_a_failed_capture_all_goes_on_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     run = Execution(BasicSettings(Compile="always"), resolve_device("cuda"))
     good = run.graph(lambda x: torch.nn.functional.dropout(x, 0.5))
@@ -283,7 +282,7 @@ def test_what_the_tests_of_a_gpu_and_of_compilers_do_runs_here(model_type: str) 
     assert iteration.replay.count == stored + 1
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_host_never_waits_for_an_update(model_type: str, compiled: bool) -> None:
@@ -300,7 +299,7 @@ def test_the_host_never_waits_for_an_update(model_type: str, compiled: bool) -> 
         torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_uploads_do_not_wait() -> None:
     run = Execution(BasicSettings(), resolve_device("cuda"))
     array = np.arange(12, dtype=np.uint8)

@@ -45,7 +45,7 @@ def test_what_is_no_state_of_a_stream_is_refused_when_it_is_loaded(damaged: obje
         RandomStreams(3, CPU).load_state_dict(state)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_run_that_began_on_a_cpu_goes_on_on_a_gpu() -> None:
     moved = RandomStreams(3, torch.device("cuda"))
     moved.load_state_dict(used_streams().state_dict())
