@@ -163,6 +163,11 @@ def announce(run: TrainingRun, config: Config) -> None:
     parameters = sum(p.numel() for p in run.learner.world_model.parameters())
     execution = run.execution
     print(f"run {config.BasicSettings.n}: {execution.device}, {execution.dtype}", file=sys.stderr)
+    if execution.compiles:
+        print(
+            "the first updates wait for kernels to be compiled, minutes (BasicSettings.Compile=never: none)",
+            file=sys.stderr,
+        )
     if execution.device.type == "cpu" and parameters > MANY_PARAMETERS:
         print(
             f"this is a model of {parameters / 1e6:.1f} M parameters on a CPU: each update takes seconds, a "

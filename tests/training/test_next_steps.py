@@ -12,20 +12,34 @@ import pytest
 import torch
 
 import train
-from configuration.schema import Config
+from compute.execution import Execution
+from configuration.schema import BasicSettings, Config
 from run_files.directory import RunDirectory
 from training.next_steps import next_steps
 from utils import REPOSITORY
+
+
+def announced(compile_when: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a run on a CPU says of itself."""
+    execution = Execution(BasicSettings(Precision="float32", Compile=compile_when), torch.device("cpu"))
+    learner = SimpleNamespace(world_model=torch.nn.Linear(4, 4))
+    train.announce(SimpleNamespace(notes=[], learner=learner, execution=execution), Config())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compile_when", ["auto", "always", "never"])
+def test_that_learning_waits_for_a_compiler_is_said(
+    capsys: pytest.CaptureFixture[str], compile_when: str
+) -> None:
+    waits = "kernels to be compiled" in announced(compile_when, capsys)
+    assert waits == (compile_when == "always")
 
 
 def test_a_cpu_is_advised_configs_that_there_are_for_every_kind_of_task(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train, "MANY_PARAMETERS", 5)
-    execution = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
-    learner = SimpleNamespace(world_model=torch.nn.Linear(4, 4))
-    train.announce(SimpleNamespace(notes=[], learner=learner, execution=execution), Config())
-    named = re.findall(r"STORM-\w+", capsys.readouterr().err)
+    named = re.findall(r"STORM-\w+", announced("never", capsys))
     assert named == ["STORM-tiny", "STORM-control", "STORM-video"]
     for name in [*named, *(f"GIT{name}" for name in named)]:
         assert (REPOSITORY / "config_files" / f"{name}.yaml").is_file()
