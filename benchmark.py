@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
-from compute.execution import Execution
+from compute.execution import COMPILING, Execution
+from compute.memory_limits import memory_errors
 from compute.threads import use_threads
 from configuration.loading import apply_overrides, differences, load_config
 from configuration.schema import Config
@@ -100,6 +101,8 @@ def measure(config: Config, clock: Clock) -> dict[str, Any]:
     for line in use_threads(config, task.BatchSize * task.BatchLength):
         print(line, file=sys.stderr)
     device, execution = clock.device, Execution(config.BasicSettings, clock.device)
+    if execution.compiles:
+        print(COMPILING, file=sys.stderr)
     peak, phases = measure_peak(clock, execution.dtype), {}
     print(HEADER, flush=True)
     for name, row in measure_phases(config, execution, clock, environment_spaces(config)):
@@ -252,14 +255,15 @@ def main(arguments: list[str]) -> None:
     warm_up = before_capture + WARM_UP if options.warm_up is None else options.warm_up
     options.steps = STEPS[on_gpu] if options.steps is None else options.steps
     clock = Clock(device, options.repeats, warm_up, time.monotonic() + 60 * minutes)
-    if options.rows:
-        figures = measure_rows(config, clock, options)
-    else:
-        figures = measure(config, clock)
-        if options.steps:
-            figures |= measure_loop(config, clock, options.steps)
-    if options.profile is not None:
-        write_profile(config, clock, options.profile)
+    with memory_errors():
+        if options.rows:
+            figures = measure_rows(config, clock, options)
+        else:
+            figures = measure(config, clock)
+            if options.steps:
+                figures |= measure_loop(config, clock, options.steps)
+        if options.profile is not None:
+            write_profile(config, clock, options.profile)
     if options.json is not None:
         write_atomically(options.json, json.dumps(figures, indent=1))
 

@@ -17,6 +17,7 @@ from signal import SIGINT, SIGTERM
 
 import torch
 
+from compute.memory_limits import memory_errors
 from evaluation.playing.session import Session
 from evaluation.policies import SHIPPED, load_policy
 from utils import OneLineParser, UserError, run_cli
@@ -120,7 +121,8 @@ def main(arguments: list[str]) -> None:
             "play.py needs aiohttp: ./play.sh installs it (or: pip install -r requirements-play.txt)"
         )
     torch.set_num_threads(options.num_threads)
-    asyncio.run(show(options))
+    with memory_errors():
+        asyncio.run(show(options))
 
 
 if __name__ == "__main__":

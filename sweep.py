@@ -7,6 +7,7 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 # isort: split
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Collection
@@ -31,7 +32,14 @@ def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
             from sweeping.cluster import RayEngine as engine_type
         except ModuleNotFoundError as error:
             raise UserError("address= needs Ray: pip install -r requirements-sweep.txt") from error
-    engine = engine_type(options, all(entry.run.config.BasicSettings.device == "cpu" for entry in entries))
+    devices = {entry.run.config.BasicSettings.device for entry in entries}
+    named = sorted(device for device in devices if re.fullmatch(r"cuda:0*[1-9]\d*", device))
+    if named:
+        raise UserError(
+            f"BasicSettings.device={named[0]}: a sweep gives each run a card, which that run sees as cuda:0; "
+            "CUDA_VISIBLE_DEVICES before the command says which cards there are"
+        )
+    engine = engine_type(options, devices <= {"cpu"})
     (Path(options.storage) / LOGS).mkdir(parents=True, exist_ok=True)
     stop = StopRequest()
     carry_out(entries, engine, options.retries, lambda: bool(stop.signal), lambda: table.show(entries))

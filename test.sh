@@ -22,6 +22,7 @@ set_up requirements-dev.txt
 if [[ "${1:-}" == --gpu ]]; then
   shift
   check_card || exit 2
+  "$STORM_PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || fail "there is no NVIDIA card here"
 else
   export CUDA_VISIBLE_DEVICES="" # results and times of the others do not depend on the machine's card
 fi

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from compute.execution import COMPILING
 from compute.memory_limits import memory_errors
 from configuration.loading import config_help, config_to_yaml, load_config
 from configuration.schema import Config, JointTrainAgent
@@ -164,10 +165,7 @@ def announce(run: TrainingRun, config: Config) -> None:
     execution = run.execution
     print(f"run {config.BasicSettings.n}: {execution.device}, {execution.dtype}", file=sys.stderr)
     if execution.compiles:
-        print(
-            "the first updates wait for kernels to be compiled, minutes (BasicSettings.Compile=never: none)",
-            file=sys.stderr,
-        )
+        print(COMPILING, file=sys.stderr)
     if execution.device.type == "cpu" and parameters > MANY_PARAMETERS:
         print(
             f"this is a model of {parameters / 1e6:.1f} M parameters on a CPU: each update takes seconds, a "

@@ -32,6 +32,11 @@ NVIDIA_FIX = (
     "install the PyTorch build for its driver as https://pytorch.org/get-started/locally says, "
     "or choose the CPU with BasicSettings.device=cpu"
 )
+CARD_FIXES = {  # by what CUDA says; NVIDIA_FIX for all else
+    "out of memory": "other programs fill it",
+    "busy": "another program has it for itself",
+    "invalid device ordinal": "there are fewer cards, counted from 0",
+}
 OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 
@@ -232,8 +237,9 @@ def _checked_cuda_device(text: str, index: int) -> torch.device:
         torch.zeros(1, device=device).add_(1)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        advice = next((fix for word, fix in CARD_FIXES.items() if word in reason), NVIDIA_FIX)
         raise UserError(
-            f"BasicSettings.device={text}: PyTorch {torch.__version__} cannot use it ({reason}): {NVIDIA_FIX}"
+            f"BasicSettings.device={text}: PyTorch {torch.__version__} cannot use it ({reason}): {advice}"
         ) from error
     return device
 

@@ -23,6 +23,7 @@ from configuration.schema import BasicSettings
 log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+COMPILING = "the first updates wait for kernels to be compiled, minutes (BasicSettings.Compile=never: none)"
 NATIVE_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and Arm processors
 KEEP_FREED_MEMORY = {-1: -1, -4: 0}  # glibc's malloc.h: M_TRIM_THRESHOLD never, M_MMAP_MAX no block
 
@@ -106,10 +107,14 @@ class GraphedFunction:
             registered with the graph by PyTorch itself).
         warm_up_calls: eager calls before the capture.
         failures: reasons of failed captures, shared by the functions of a run.
+        device: CUDA's, where the inputs are; it need not be the current one.
     """
 
-    def __init__(self, function: Callable[..., Any], warm_up_calls: int, failures: list[str]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], warm_up_calls: int, failures: list[str], device: torch.device
+    ) -> None:
         self.function = function
+        self.device = device
         self.warm_up_calls = warm_up_calls
         self.failures = failures
         self._signature: tuple[Any, ...] = ()  # structure, shapes and dtypes of the inputs
@@ -120,12 +125,17 @@ class GraphedFunction:
         self._side: torch.cuda.Stream | None = None
 
     def __call__(self, *inputs: Any) -> Any:
+        with torch.cuda.device(self.device):  # streams and captures belong to the current one, by thread
+            return self._call(inputs)
+
+    def _call(self, inputs: tuple[Any, ...]) -> Any:
         tensors, structure = pytree.tree_flatten(inputs)
         signature = (structure, [(tensor.shape, tensor.dtype) for tensor in tensors])
         if signature != self._signature:
             self._signature, self._seen, self._graph = signature, 0, None
         self._seen += 1
         if self.failures:
+            self._graph, self._inputs, self._outputs = None, (), None  # gives back their memory
             return self.function(*inputs)
         if self._seen <= self.warm_up_calls:
             return self._on_side_stream(*inputs)
@@ -187,6 +197,8 @@ class Execution:
 
     def __init__(self, settings: BasicSettings, device: torch.device) -> None:
         self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what a card can do is asked of the current one
         self.dtype = choose_precision(settings.Precision, device)
         self.initial_loss_scale = settings.LossScale
         self.compiles = settings.Compile == "always" or (settings.Compile == "auto" and device.type == "cuda")
@@ -197,7 +209,6 @@ class Execution:
         if device.type == "cpu":
             keep_freed_memory()
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # streams and captures belong to the current device
             reduced = self.dtype != torch.float32  # TF32 for what autocast leaves in float32
             torch.set_float32_matmul_precision("high" if reduced else "highest")
             torch.backends.cudnn.allow_tf32 = reduced
@@ -226,7 +237,7 @@ class Execution:
         """The function as one CUDA graph where this run uses them."""
         if not self.graphs:
             return function
-        return GraphedFunction(function, self.warm_up_calls, self.graph_failures)
+        return GraphedFunction(function, self.warm_up_calls, self.graph_failures, self.device)
 
     def upload(self, array: Any) -> Tensor:
         """An array on the device; the copy does not wait where the host's memory can be pinned."""

@@ -11,8 +11,11 @@ import torch
 
 from utils import UserError
 
-# How PyTorch words it on a CPU: refused by the system, or a size beyond what 64 bits count.
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|overflow", re.IGNORECASE)
+# How PyTorch words it: refused by the system, a size beyond what 64 bits count, a full card, its libraries.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|overflow|ALLOC_FAILED|CUBLAS_STATUS_NOT_INIT",
+    re.IGNORECASE,
+)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -38,7 +38,7 @@ class GuardedOptimizer:
         named = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self._names, self.parameters = list(named), list(named.values())
         device = self.parameters[0].device
-        self._fused = device.type != "meta"
+        self._fused = device.type in ("cpu", "cuda")  # Apple's does not skip bad updates in every PyTorch
         on_cuda = device.type == "cuda"
         self._settings = {"lr": learning_rate, "eps": eps, "fused": self._fused, "capturable": on_cuda}
         self.adam = torch.optim.Adam(self.parameters, **self._settings)
@@ -72,7 +72,8 @@ class GuardedOptimizer:
         finite = (torch.isfinite(norm) & torch.isfinite(loss)).float()
         if self._fused:
             self.adam.found_inf = 1 - finite  # fused Adam skips where this is 1, its step counter included
-        self.adam.step()
+        if self._fused or finite.is_meta or finite.item():
+            self.adam.step()
         self.scaler.update()
         for buffer, value in zip(self._buffers, before, strict=True):
             buffer.copy_(torch.where(finite.bool(), buffer, value))

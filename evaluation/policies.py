@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class EvaluationPolicy(Policy):
         self, config: Config, models: Models, num_envs: int, execution: Execution, seed: int, greedy: bool
     ) -> None:
         world_model, agent, original = models
+        if execution.graphs:
+            gc.collect()  # an earlier policy and its graph refer to each other, and hold the card's memory
         super().__init__(
             world_model,
             agent,

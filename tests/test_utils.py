@@ -117,6 +117,27 @@ def test_devices_that_are_not_there_are_refused() -> None:
         resolve_device("cuda:99")
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("CUDA error: out of memory", "other programs fill it"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", "another program has it"),
+        ("CUDA error: invalid device ordinal", "there are fewer cards"),
+        ("CUDA error: no kernel image is available for execution on the device", "install the PyTorch build"),
+    ],
+)
+def test_why_a_card_cannot_be_used(monkeypatch: pytest.MonkeyPatch, reason: str, advice: str) -> None:
+    import torch
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError(f"{reason}\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(UserError, match=advice) as raised:
+        resolve_device("cuda:1")
+    assert reason in str(raised.value) and ("install" in advice or "install" not in str(raised.value))
+
+
 def test_a_card_that_torch_cannot_use_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

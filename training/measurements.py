@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from agents import make_models
 from compute.execution import Execution
+from compute.memory_limits import free_bytes
 from compute.random_streams import RandomStreams
 from configuration.loading import apply_overrides
 from configuration.schema import Config
@@ -39,7 +40,7 @@ from training.learner import Learner, make_policy
 from training.run import TrainingRun
 from utils import resolve_device
 
-COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # at most, and a quarter of what is free
 TRACED_STEPS = 40  # at most, of the loop whose kernels are recorded: thousands a step, each an event to count
 
 
@@ -95,7 +96,9 @@ def product_rate(clock: Clock, shape: tuple[int, int, int], dtype: torch.dtype) 
 
 def copy_bandwidth(clock: Clock) -> float:
     """Bytes per second, read plus written, of a large copy within the device's memory at best."""
-    source = torch.ones(COPY_BYTES.get(clock.device.type, 1 << 28), dtype=torch.uint8, device=clock.device)
+    size, free = COPY_BYTES.get(clock.device.type, 1 << 28), free_bytes(clock.device)
+    size = size if free is None else min(size, free // 4)
+    source = torch.ones(size, dtype=torch.uint8, device=clock.device)
     target = torch.empty_like(source)
     return 2 * source.numel() / clock.fastest("target.copy_(source)", source=source, target=target)
 
@@ -206,20 +209,27 @@ class EndOfTrace:
     """A request to stop the training loop after `steps` that first ends a recording: without the saving.
 
     Args:
-        run: that trains. steps: to record. trace: that records. clock: of the run's device.
+        run: that trains. steps: to record at least. trace: that records. clock: of the run's device.
+
+    Attributes:
+        recorded: steps; 0 until the recording has ended.
     """
 
     def __init__(self, run: TrainingRun, steps: int, trace: profile, clock: Clock) -> None:
-        self.run, self.end, self.trace, self.clock = run, run.step + steps, trace, clock
+        self.run, self.start, self.steps, self.trace, self.clock = run, run.step, steps, trace, clock
+        self.recorded = 0
         trace.start()
 
     @property
     def signal(self) -> str | None:
         """What asks to stop; None while nothing does."""
-        if self.run.step < self.end:
+        done = self.run.step - self.start
+        if done < self.steps:
             return None
-        self.clock.now()  # the kernels of these steps have all run
-        self.trace.stop()
+        if not self.recorded:
+            self.recorded = done
+            self.clock.now()  # the kernels of these steps have all run
+            self.trace.stop()
         return "the end of the recording"
 
 
@@ -265,10 +275,11 @@ def end_to_end(
                 figures["memory_beside_replay_bytes"] = reserved - stored
                 traced = min(steps, TRACED_STEPS)
                 trace = profile(activities=[ProfilerActivity.CUDA])
-                config.JointTrainAgent.SampleMaxSteps = run.step + traced + 1
-                loop(run, EndOfTrace(run, traced, trace, clock), tqdm(disable=True))
+                request = EndOfTrace(run, traced, trace, clock)
+                config.JointTrainAgent.SampleMaxSteps = run.step + traced + config.JointTrainAgent.NumEnvs
+                loop(run, request, tqdm(disable=True))
                 busy = sum(event.self_device_time_total for event in trace.key_averages()) / 1e6
-                figures["host_wait_share"] = max(0.0, 1 - rate * busy / traced)
+                figures["host_wait_share"] = max(0.0, 1 - rate * busy / request.recorded)
     return figures
 
 

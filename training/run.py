@@ -375,7 +375,9 @@ class TrainingRun:
         """Compute with the number of CPU threads that the config gives, or that the run had before."""
         task = self.config.JointTrainAgent
         self.notes += use_threads(self.config, task.BatchSize * task.BatchLength, self.threads)
-        self.threads = torch.get_num_threads()
+        # A CPU's results depend on it; a GPU's run may go on on a CPU, which then chooses.
+        on_cpu = resolve_device(self.config.BasicSettings.device).type == "cpu"
+        self.threads = torch.get_num_threads() if on_cpu else 0
 
     def close(self) -> None:
         """End the environment's processes and the logs."""

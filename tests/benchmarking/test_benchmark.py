@@ -16,6 +16,7 @@ import benchmark
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from run_files.directory import RunDirectory
 from run_files.states import StateStore
+from training import measurements
 from training.measurements import Clock, EndOfTrace
 from training.run import TrainingRun
 from utils import UserError
@@ -108,7 +109,18 @@ def test_a_loop_stops_when_its_time_is_up() -> None:
     assert benchmark.end_to_end(config, 1_000_000, benchmark.train, start) == {}
 
 
-def test_a_recording_ends_before_the_loop_saves(tmp_path: Path) -> None:
+def test_a_copy_takes_a_part_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.Tensor] = []
+    monkeypatch.setattr(measurements, "free_bytes", lambda device: 64)
+    monkeypatch.setattr(
+        Clock, "fastest", lambda self, statement, source, target: copied.append(source) or 1.0
+    )
+    measurements.copy_bandwidth(Clock(torch.device("cpu"), 1, 0))
+    assert copied[0].numel() == 16
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_recording_ends_before_the_loop_saves(tmp_path: Path, num_envs: int) -> None:
     class Trace:
         def __init__(self) -> None:
             self.told: list[str] = []
@@ -120,14 +132,15 @@ def test_a_recording_ends_before_the_loop_saves(tmp_path: Path) -> None:
             self.told.append("stop")
 
     config = benchmark.load_config([*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0"])
-    config.JointTrainAgent.SampleMaxSteps = 5
+    config.JointTrainAgent.NumEnvs, config.JointTrainAgent.SampleMaxSteps = num_envs, 4 + num_envs
     trace, directory = Trace(), RunDirectory("trace", tmp_path)
     store = StateStore(directory.state)
     with contextlib.closing(TrainingRun(config, directory, store, None)) as run:
         request = EndOfTrace(run, 4, trace, Clock(torch.device("cpu"), 1, 0))
         run.save_state = lambda status: trace.told.append(status)
         assert not benchmark.train(run, request, tqdm(disable=True))
-        assert run.step == 4 and trace.told == ["start", "stop", "stopped"]
+        assert run.step == request.recorded == (4 if num_envs == 1 else 6)
+        assert request.signal and trace.told == ["start", "stop", "stopped"]
 
 
 def test_a_clock_calls_at_least_once_and_not_again_when_time_is_up() -> None:

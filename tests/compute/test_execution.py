@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import subprocess
 import sys
@@ -244,21 +245,49 @@ def test_a_failed_capture_is_told_once_and_shared(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     restored: list[str] = []
+    devices: list[torch.device] = []
+
+    def entered(device: torch.device) -> contextlib.AbstractContextManager[None]:
+        devices.append(device)
+        return contextlib.nullcontext()
+
     for name, stand_in in {
         "graph": BrokenCapture,
         "CUDAGraph": object,
         "current_stream": lambda: None,
         "set_stream": lambda stream: None,
         "get_rng_state": lambda: "state before",
+        "device": entered,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(execution, "replace_default_generator", restored.append)
     failures: list[str] = []
-    one, other = (GraphedFunction(lambda x: x + 1, 0, failures) for _ in range(2))
+    card = torch.device("cuda:1")
+    one, other = (GraphedFunction(lambda x: x + 1, 0, failures, card) for _ in range(2))
+    other._graph = other._outputs = "memory of a card"
     for _ in range(2):
         assert one(torch.zeros(1)).item() == other(torch.zeros(1)).item() == 1
     assert failures == ["operation not permitted when stream is capturing"] and restored == ["state before"]
     assert caplog.text.count("no CUDA graph") == 1
+    assert devices == [card] * 4, "a function acts on its own card, whichever is the current one"
+    assert other._graph is None and other._outputs is None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_bad_batch_leaves_no_trace(device: str) -> None:
+    iteration = make_iteration("STORM", device, compiled=device == "cuda")
+    learner, good = iteration.learner, iteration.windows
+    bad = good._replace(reward=good.reward * float("nan"))
+    for _ in range(iteration.execution.warm_up_calls + 2):  # captured by then
+        learner.update_world_model(good)
+    before = {name: value.clone() for name, value in learner.world_model.state_dict().items()}
+    learner.update_world_model(bad)
+    assert learner.world_model_optimizer.bad_total == 1
+    for name, value in learner.world_model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    learner.update_world_model(good)
+    after = learner.world_model.state_dict()
+    assert not all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def phases_of_an_update(iteration: Iteration) -> list[Callable[[], object]]:

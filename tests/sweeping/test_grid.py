@@ -61,6 +61,7 @@ def test_the_help_names_every_option() -> None:
         (["games=Pong", "BasicSettings.Seed=1"], "seeds="),
         (["games=Pong", "BasicSettings.Restart=true"], "start over"),
         (["games=Pong,Boxing", "BasicSettings.n=mine"], "would be named mine"),
+        (["games=Pong", "BasicSettings.device=cuda:1"], "CUDA_VISIBLE_DEVICES"),
         (["evaluate", "games=Pong", "-run_name=x"], "-run_name"),
         (["evaluate", "games=Pong", "--such"], "--such"),
         (["evaluate", "games=Pong", "-num_episodes=0"], "-num_episodes=0: must be a whole number in [1, "),
