@@ -7,7 +7,6 @@ import configuration.packages  # noqa: F401  (first: it says which packages are 
 # isort: split
 import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Collection
@@ -33,7 +32,7 @@ def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
         except ModuleNotFoundError as error:
             raise UserError("address= needs Ray: pip install -r requirements-sweep.txt") from error
     devices = {entry.run.config.BasicSettings.device for entry in entries}
-    named = sorted(device for device in devices if re.fullmatch(r"cuda:0*[1-9]\d*", device))
+    named = [device for device in devices - {"cuda:0"} if device.startswith("cuda:")]
     if named:
         raise UserError(
             f"BasicSettings.device={named[0]}: a sweep gives each run a card, which that run sees as cuda:0; "

@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Autocast can be on for these alone. PyTorch 2.11 cannot compile a function that finds them out.
-AUTOCAST_DEVICES = frozenset(kind for kind in ("cpu", "cuda", "mps") if torch.amp.is_autocast_available(kind))
-
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Autocast's dtype on this device if it is on, else float32.
 
     Tensors made in this dtype spare autocast the conversion at every product.
     """
-    if device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
+    # Not amp.is_autocast_available: PyTorch 2.11 cannot compile it.
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
 

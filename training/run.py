@@ -103,10 +103,10 @@ class TrainingRun:
         for name in settings.Loggers:
             find_logger(name)  # before anything is begun, or archived
         device = resolve_device(settings.device)
+        self.execution = Execution(settings, device)
         self.threads = 0
         if saved is None:
             self.use_threads()
-        self.execution = Execution(settings, device)
         self.streams = RandomStreams(settings.Seed, device)
         self.streams.seed_default()
         self._open_data(device)
@@ -376,8 +376,7 @@ class TrainingRun:
         task = self.config.JointTrainAgent
         self.notes += use_threads(self.config, task.BatchSize * task.BatchLength, self.threads)
         # A CPU's results depend on it; a GPU's run may go on on a CPU, which then chooses.
-        on_cpu = resolve_device(self.config.BasicSettings.device).type == "cpu"
-        self.threads = torch.get_num_threads() if on_cpu else 0
+        self.threads = torch.get_num_threads() if self.execution.device.type == "cpu" else 0
 
     def close(self) -> None:
         """End the environment's processes and the logs."""
