@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from run_files.directory import RunDirectory
 from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
+from sweeping.local import ends_with_parent, wait_until_free
 from utils import REPOSITORY, OneLineParser, UserError, write_atomically
 
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
@@ -62,13 +62,12 @@ def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def start_training(run_name: str, config: str, overrides: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Begin or continue the run `run_name` in `folder`, on one CPU thread; its log is <run_name>.log there.
+    """Begin or continue the run `run_name` in `folder`, on one CPU thread.
 
     Args:
         config: as `find_config` takes it. overrides: settings besides.
     """
     command = [
-        sys.executable,
         str(REPOSITORY / "train.py"),
         f"BasicSettings.config_path={find_config(config).resolve()}",
         f"BasicSettings.n={run_name}",
@@ -77,13 +76,23 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
         "BasicSettings.silent=True",
         *overrides,
     ]
-    with (folder / f"{run_name}.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
+    return start(command, run_name, folder)
 
 
 def train(run_name: str, config: str, overrides: list[str], folder: Path) -> None:
     """Begin or continue a run, and wait for its end."""
     check_end(start_training(run_name, config, overrides, folder), run_name)
+
+
+def start(command: list[str], run_name: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Begin a Python command on a run, once nobody has it; it saves and ends if this process ends.
+
+    Its output is added to <run_name>.log in `folder`.
+    """
+    wait_until_free(str(RunDirectory(run_name, folder).lock_file))
+    with (folder / f"{run_name}.log").open("ab") as log:
+        line = ends_with_parent(command)
+        return subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 
 
 def check_end(process: subprocess.Popen[bytes], run_name: str) -> None:
@@ -124,11 +133,10 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
 def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
     """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
     if not evaluated_returns(run_name, step, episodes, folder):
-        command = [sys.executable, str(REPOSITORY / "eval.py"), f"-run_name={run_name}", "-device=cpu"]
+        command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}", "-device=cpu"]
         command += [f"-checkpoints={step}", f"-num_episodes={episodes}"]
         command += ["-protocol=fair", "Evaluation.Greedy=False"]  # comparable, whatever the run's settings
-        with (folder / f"{run_name}.log").open("ab") as log:
-            check_end(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log), run_name)
+        check_end(start(command, run_name, folder), run_name)
     return evaluated_returns(run_name, step, episodes, folder)
 
 

@@ -47,14 +47,12 @@ def run_job(job: Job, variables: Mapping[str, str], is_stopping: Callable[[], bo
 
     `variables` are added to the environment. Once `is_stopping`, the job gets SIGTERM and may save.
     """
-    deadline = time.monotonic() + FREE_SECONDS
-    while is_locked(job.lock) and time.monotonic() < deadline and not is_stopping():
-        time.sleep(POLL_SECONDS)
+    wait_until_free(job.lock, is_stopping)
     with open(job.log, "ab", buffering=0) as output:
         now, words = time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(job.command)
         output.write(f"=== {now} {os.uname().nodename}: python {words}\n".encode())
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *job.command],
+            ends_with_parent(job.command),
             cwd=job.folder,
             env={**os.environ, **ENVIRONMENT, **variables},
             stdin=subprocess.DEVNULL,
@@ -70,6 +68,21 @@ def run_job(job: Job, variables: Mapping[str, str], is_stopping: Callable[[], bo
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started and left
+
+
+def ends_with_parent(command: Sequence[str]) -> list[str]:
+    """Return the command line of a Python command, script and arguments, that ends with its parent's thread.
+
+    On Linux; the kernel then sends it SIGTERM, on which a run saves.
+    """
+    return [sys.executable, "-c", LAUNCH, *command]
+
+
+def wait_until_free(lock: str, is_stopping: Callable[[], bool] = lambda: False) -> None:
+    """Wait until no process holds a lock, as one that has lost its parent and saves, but not for ever."""
+    deadline = time.monotonic() + FREE_SECONDS
+    while is_locked(lock) and time.monotonic() < deadline and not is_stopping():
+        time.sleep(POLL_SECONDS)
 
 
 def is_locked(path: str) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sweep_support import REPOSITORY, wait_for
 from tiny_runs import SMALL, STEPS
 
 from evaluation.tables import Episode, Evaluation, append
@@ -50,10 +53,24 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     failed = SimpleNamespace(wait=lambda: 2, returncode=2)
-    monkeypatch.setattr(training, "start_training", lambda *_: failed)
+    monkeypatch.setattr(training, "start", lambda *_: failed)
     arguments = ["--tasks", "KungFuMaster", "--models", "STORM-small", "--out", "records"]
     with pytest.raises(UserError, match="KungFuMaster-STORM-small-seed_0 ended with code 2"):
         atari_small.main(arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_runs_of_a_grid_that_is_killed_save_and_go_on_when_it_is_typed_again(tmp_path: Path) -> None:
+    endless = [*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0", "JointTrainAgent.SampleMaxSteps=1000000"]
+    code = "import pathlib; from experiments import training; "
+    code += f"training.train('run', 'STORM-tiny', {endless!r}, pathlib.Path({str(tmp_path)!r}))"
+    command, log = [sys.executable, "-c", code], tmp_path / "run.log"
+    with subprocess.Popen(command, cwd=REPOSITORY) as parent:
+        wait_for(lambda: RunDirectory("run", tmp_path).metrics_file.is_file())
+        parent.kill()
+    short = [*endless[:-1], "JointTrainAgent.SampleMaxSteps=1"]  # less than there is: it is finished at once
+    training.train("run", "STORM-tiny", short, tmp_path)
+    assert "stopped by SIGTERM" in log.read_text() and "in use" not in log.read_text()
 
 
 def test_the_grid_is_three_games_and_a_second_seed_of_boxing() -> None:
