@@ -13,8 +13,13 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
 fi
 [[ $# -ge 3 ]] || fail "$usage"
 config=$3
-[[ -f "$config" ]] && config=$(realpath -- "$config") # meant from where the command is typed
+[[ -f "$config" ]] && config=$(realpath -- "$config") # meant from where the command is typed, as is a folder
+options=()
+for option in "${@:4}"; do
+  [[ "$option" == -ckpt_dir=* && -e "${option#*=}" ]] && option="-ckpt_dir=$(realpath -- "${option#*=}")"
+  options+=("$option")
+done
 
 set_up requirements.txt
 cd -- "$STORM_ROOT" || exit
-exec "$STORM_PYTHON" eval.py "-config_path=$config" "-env_name=$1" "-run_name=$2" "${@:4}"
+exec "$STORM_PYTHON" eval.py "-config_path=$config" "-env_name=$1" "-run_name=$2" ${options[@]+"${options[@]}"}

@@ -70,6 +70,8 @@ if sys.version_info >= (3, 10) and all(map(is_met, wanted)):
 PY
 }
 
+is_locked_python() { "$1" -c "import sys; sys.exit(sys.version_info[:2] != (${LOCKED_PYTHON/./, }))"; }
+
 active_python() {
   if [[ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] && command -v python; then return; fi
   command -v python3
@@ -106,9 +108,7 @@ install_packages() {
       fail "$python cannot make $STORM_ROOT/.venv: see above (on Debian and Ubuntu: apt install python3-venv)"
   fi
   python="$STORM_ROOT/.venv/bin/python"
-  if [[ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" == "$LOCKED_PYTHON" ]]; then
-    pins=(-c "$STORM_ROOT/requirements.lock")
-  fi
+  is_locked_python "$python" && pins=(-c "$STORM_ROOT/requirements.lock")
   say "installing $requirements into $STORM_ROOT/.venv, once; this takes some minutes"
   "$python" -m pip install -qq --disable-pip-version-check \
     -r "$STORM_ROOT/$requirements" -e "$STORM_ROOT" ${pins[@]+"${pins[@]}"} >&2 ||
@@ -158,6 +158,7 @@ import json, sys
 found = [each["metadata"] for each in json.load(sys.stdin)["install"]]
 for each in sorted(found, key=lambda each: each["name"].lower()):
     print(each["name"] + "==" + each["version"].split("+")[0])'
+  is_locked_python "$STORM_PYTHON" || fail "$lock is made with Python $LOCKED_PYTHON: name one with STORM_PYTHON"
   versions=$("$STORM_PYTHON" -m pip install --quiet --dry-run --ignore-installed --report - -c "$lock" \
     -r "$STORM_ROOT/requirements-dev.txt" -r "$STORM_ROOT/requirements-sweep.txt" |
     "$STORM_PYTHON" -c "$print_versions") ||

@@ -25,15 +25,19 @@ def is_section(name: str) -> bool:
     return any(known.startswith(f"{name}.") for known in schema())
 
 
+def nearest_key(name: str) -> str:
+    """Text to append to a complaint about `name`, also one of the original STORM's options, as -seed."""
+    last = name.rpartition(".")[2].lstrip("-").lower()
+    same = [known for known in schema() if known.rpartition(".")[2].lower() == last]
+    return nearest(name, same or schema(), cutoff=0.0 if same else 0.6)
+
+
 def read_value(name: str, value: Any, origin: str = "") -> Any:
     """Return `value`, a text or what YAML made of it, as the type of key `name`; UserError if not allowed."""
     if is_section(name):
         raise UserError(f"{origin}{name} is a section; set one of its keys, as {name}.Key=value")
     if name not in schema():
-        last = name.rpartition(".")[2].lower()
-        same = [known for known in schema() if known.rpartition(".")[2].lower() == last]
-        suggestion = nearest(name, same or schema(), cutoff=0.0 if same else 0.6)
-        raise UserError(f"{origin}unknown key {show(name)}{suggestion}")
+        raise UserError(f"{origin}unknown key {show(name)}{nearest_key(name)}")
     key = schema()[name]
     try:
         typed = key.read(value)

@@ -14,7 +14,15 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from configuration.checks import check_config, check_run_name, is_section, read_value, show, warnings_about
+from configuration.checks import (
+    check_config,
+    check_run_name,
+    is_section,
+    nearest_key,
+    read_value,
+    show,
+    warnings_about,
+)
 from configuration.schema import CLASS, IGNORED, Config, schema
 from configuration.yaml_files import read_yaml_mapping
 from utils import REPOSITORY, UserError, as_file_name, load_class, nearest
@@ -132,7 +140,10 @@ def _parse_overrides(arguments: list[str]) -> dict[str, Any]:
     pairs = [argument.partition("=") for argument in arguments]
     for name, equals, _ in pairs:
         if not equals:
-            raise UserError(f"argument {show(name)}: settings are given as Section.Key=value; see --help")
+            suggestion = nearest_key(name)
+            raise UserError(
+                f"argument {show(name)}: settings are given as Section.Key=value{suggestion}; see --help"
+            )
     return _typed({name: text for name, _, text in pairs}, "command line")
 
 
@@ -152,9 +163,10 @@ def _typed(tree: Mapping[Any, Any], origin: str) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a tree by its dotted name, but for sections without any."""
+    """Every value of a tree by its dotted name, but for sections without any; what is ignored, as a whole."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        name = next((ignored for ignored in IGNORED if name.startswith(f"{ignored}.")), name)
         if isinstance(value, Mapping) and value and name not in schema() and name not in IGNORED:
             yield from _flat(value, f"{name}.")
         elif value or not is_section(name):

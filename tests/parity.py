@@ -1,6 +1,6 @@
 """Compare every quantity of our modules with what the original STORM code computed.
 
-    python tests/parity.py GOLDEN.npz MANIFEST.json
+    python -m tests.parity GOLDEN.npz MANIFEST.json
 
 GOLDEN.npz holds inputs and results, MANIFEST.json the sizes (`config`) and the names and shapes
 of the tensors (`world_model`, `agent`), whose values follow from their names. Prints the error
@@ -323,7 +323,7 @@ def errors(
 def main(arguments: list[str]) -> int:
     """Print the table of errors; 1 if one is above the bar, else 0."""
     if len(arguments) != 2:
-        raise UserError("usage: python tests/parity.py GOLDEN.npz MANIFEST.json")
+        raise UserError("usage: python -m tests.parity GOLDEN.npz MANIFEST.json")
     path, manifest_path = map(Path, arguments)
     table = errors(read_golden(path), read_manifest(manifest_path), path)
     width = max(map(len, table))

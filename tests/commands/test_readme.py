@@ -34,12 +34,25 @@ def config_table() -> str:
             ]
         symbol = f" ({key.symbol})" if key.symbol else ""
         facts = (f"`{last}`", key.shown_default, key.expected, "yes" if key.may_change else "", key.meaning)
-        lines.append(f"| {' | '.join(facts)}{symbol} |")
+        cells = (fact.replace("|", "\\|").replace("<", "&lt;") for fact in facts)
+        lines.append(f"| {' | '.join(cells)}{symbol} |")
     return "\n".join([START, *lines, "", END])
 
 
 def test_the_table_of_config_keys_is_the_schemas() -> None:
     assert config_table() in KEYS.read_text()
+
+
+def test_tables_have_as_many_cells_as_columns_and_no_unknown_html() -> None:
+    for path in [README, *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")]:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+            assert len(widths) == 1, f"{path}: {table[:200]}"
+        outside_code = re.sub(r"<!--.*?-->", "", re.sub(r"`[^`]*`", "", text), flags=re.DOTALL)
+        assert not re.findall(
+            r"<(?!/?(?:br|sub|sup|details|summary|img|p|a)\b)[A-Za-z/][^>]*>", outside_code
+        ), path
 
 
 def test_the_keys_it_names_have_the_defaults_that_it_says() -> None:

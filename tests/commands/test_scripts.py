@@ -142,6 +142,12 @@ def test_evals_passes_its_arguments_on(copy: Path) -> None:
     assert code == 0 and given == ["eval.py", *wanted]
 
 
+def test_evals_looks_for_a_folder_of_checkpoints_from_where_it_is_typed(copy: Path) -> None:
+    typed = os.path.relpath(copy, "/")  # `start` types in /
+    _, given, _ = call(copy, "evals.sh", "Boxing", "run", "STORM", f"-ckpt_dir={typed}")
+    assert given[-1] == f"-ckpt_dir={copy}"
+
+
 def test_the_script_becomes_the_training_so_that_signals_reach_it(copy: Path) -> None:
     process = start(copy, "train.sh", "Boxing", "0", "STORM", ECHO_SECONDS="300")
     assert int(process.stdout.readline()) == process.pid

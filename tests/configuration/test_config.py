@@ -93,6 +93,12 @@ def test_the_releases_yaml_loads_unchanged(tmp_path: Path, caplog: pytest.LogCap
     assert any("JointTrainAgent.BatchLength=4" in line for line in said)
 
 
+def test_hydras_own_settings_are_ignored_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(["hydra.run.dir=./outputs", "hydra.job.chdir=False", "Models.Agent.Gamma=0.9"])
+    assert config.Models.Agent.Gamma == 0.9
+    assert caplog.text.count("hydra is ignored") == 1
+
+
 def test_the_original_storms_yaml_loads_unchanged(tmp_path: Path) -> None:
     config = load_text(tmp_path, ORIGINAL_STORM_YAML, "BasicSettings.env_name=ALE/Pong-v5")
     changed = {key for key, *_ in differences(config, load_config([]))}

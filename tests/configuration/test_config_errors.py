@@ -27,7 +27,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     ("override", "words"),
     [
         ("JointTrainAgent", ["'JointTrainAgent'", "Section.Key=value"]),
-        ("--silent", ["'--silent'", "Section.Key=value"]),
+        ("--silent", ["'--silent'", "Section.Key=value", "BasicSettings.silent"]),
+        ("-n", ["'-n'", "did you mean 'BasicSettings.n'"]),  # the original STORM's options
+        ("-seed=0", ["'-seed'", "did you mean 'BasicSettings.Seed'"]),
+        ("-env_name=ALE/Pong-v5", ["'-env_name'", "did you mean 'BasicSettings.env_name'"]),
         ("SampleMaxSteps=5", ["'SampleMaxSteps'", "JointTrainAgent.SampleMaxSteps"]),
         ("JointTrainAgent.Gamma=0.9", ["did you mean 'Models.Agent.Gamma'"]),
         ("JointTrainAgent.SampleMaxStep=5", ["did you mean 'JointTrainAgent.SampleMaxSteps'"]),
