@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +106,8 @@ class ActorCritic(nn.Module):
         returns = self.returns(rollout, value)
         advantage = returns - value[:, :-1]
         measured = returns if self.config.ScaleOf == "returns" else advantage
-        scale = self.return_scale.update(measured).clamp(min=self.config.ReturnScaleFloor)
+        spread = self.return_scale.update(measured)
+        scale = spread.clamp(min=self.config.ReturnScaleFloor)
 
         outputs = self.actor(rollout.feature[:, :-1])
         maps = {
@@ -121,7 +120,7 @@ class ActorCritic(nn.Module):
         losses = {name: values.mean() for name, values in maps.items()}
         total = weighted_sum(losses, self.loss_weights)
         metrics = losses | {
-            "S": self.return_scale.high - self.return_scale.low,
+            "S": spread,
             "norm_ratio": scale,
             "total_loss": total,
             "imagined_return": returns.mean(),
@@ -211,6 +210,7 @@ class Policy:
         world_model, agent: shared with training, or of a checkpoint.
         num_envs: N. context_length: steps of the context.
         streams: randomness; uses the streams "acting" and "exploration".
+        execution: device, precision, and whether acting is a CUDA graph.
         greedy: take the most likely action instead of a sampled one.
         blind: draw z_t from the prior, without seeing the current observation, as the STORM release does.
         fixed_weights: the weights never change, so that the posteriors of the context are kept and
@@ -224,6 +224,7 @@ class Policy:
         num_envs: int,
         context_length: int,
         streams: RandomStreams,
+        execution: Execution,
         greedy: bool = False,
         blind: bool = False,
         fixed_weights: bool = False,
@@ -236,19 +237,12 @@ class Policy:
         self.greedy = greedy
         self.blind = blind
         self.fixed_weights = fixed_weights
-        self._choose, self._encode = self.choose_action, world_model.posterior_logits
-        self._upload: Callable[[Any], Tensor] = lambda array: torch.as_tensor(array).to(streams.device)
+        self._choose = execution.graph(execution.autocast(self.choose_action))
+        self._encode, self._upload = execution.autocast(world_model.posterior_logits), execution.upload
         self._context: Tensor | None = None  # observations, or posterior logits if the weights are fixed
         self._actions: Tensor | None = None  # (N, T, ...), as executed
         latent_noise = world_model.prior.sample_noise_size if blind else world_model.posterior_noise_size
         self._noise_sizes = (latent_noise, agent.actions.noise_size)
-
-    def prepare(self, execution: Execution) -> Policy:
-        """Act in the precision, and as the CUDA graph, that `execution` says; return itself."""
-        self._choose = execution.graph(execution.autocast(self.choose_action))
-        self._encode = execution.autocast(self.world_model.posterior_logits)
-        self._upload = execution.upload
-        return self
 
     def drop_last_step(self) -> None:
         """Take the last step out of the context: its action was never carried out."""

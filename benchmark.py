@@ -111,7 +111,8 @@ def measure(config: Config, clock: Clock) -> dict[str, Any]:
     if device.type == "cuda":
         peak_memory = torch.cuda.max_memory_reserved(device)  # with what the graphs keep for themselves
     else:
-        peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     iteration_s = sum(phases[name]["median_s"] for name in LEARNING_PHASES)
     own_work = iteration_s * peak["float32_1024x512x512_flop_per_s"]  # at equal speed of the machine
     ratio = RELEASE_ITERATION_S * RELEASE_FLOP_PER_S / own_work if is_release_size(config, device) else None

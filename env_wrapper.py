@@ -236,8 +236,6 @@ class VectorEnvironment:
             with self._refusal():
                 states = self._idle_pool.ask(ask_all)
         state = {
-            "name": self.name,
-            "num_envs": self.num_envs,
             "seeds": list(self.seeds),
             "fault_count": self.fault_count,
             "resume_count": self._resume_count,

@@ -12,15 +12,15 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import train
 from evaluation.scoring import describe
 from evaluation.tables import best_rows
 from sweeping.local import LocalEngine
 from sweeping.options import LOCAL, Options, help_text, parse_options
 from sweeping.runs import LOGS, SweepRun, plan_runs
 from sweeping.scheduler import FAILED, STOPPED, Entry, Table, carry_out, summary
+from train import start_or_continue
 from training.run import StopRequest
-from utils import REPOSITORY, UserError, run_cli
+from utils import NOT_FINISHED, REPOSITORY, UserError, run_cli
 
 
 def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     runs = plan_runs(options)
     if options.task is not None:
         os.chdir(options.storage)
-        return train.main(list(runs[0].settings))
+        return start_or_continue(runs[0].config)
     entries, table = [Entry(run) for run in runs], Table()
     table.show(entries)
     stopped = not all(entry.is_over for entry in entries) and run_all(entries, options, table)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
         print(f"failed: {entry.run.name}: {entry.note}", file=sys.stderr)
     if stopped and any(entry.state == STOPPED for entry in entries):
         print("stopped; the same command continues", file=sys.stderr)
-        return train.NOT_FINISHED
+        return NOT_FINISHED
     has_scores = say_scores(runs) > 0
     code = write_report(options, runs) if options.report and has_scores else 0
     return 1 if failed else code

@@ -19,11 +19,10 @@ from configuration.schema import Config, JointTrainAgent
 from env_wrapper import EnvironmentFault
 from run_files.directory import RunDirectory
 from training.next_steps import next_steps
-from training.resume import open_run
+from training.resume import has_weights, open_run
 from training.run import StopRequest, TrainingRun
-from utils import UserError, run_cli
+from utils import NOT_FINISHED, UserError, run_cli
 
-NOT_FINISHED = 75  # EX_TEMPFAIL: stopped by a signal and saved; the same command continues
 MANY_PARAMETERS = 5_000_000  # from here on a CPU is too slow for a whole run
 
 
@@ -34,11 +33,14 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         Whether the run reached its last step (False if it was asked to stop, and is saved).
     """
     task = run.config.JointTrainAgent
-    if run.evaluation_due:
+    put_off, ended = run.evaluation_due, run.step >= task.SampleMaxSteps
+    if put_off:
         evaluate(run, stop, bar)
-        run.save_state(status_of(run))
-    elif run.step >= task.SampleMaxSteps:  # it was stopped later than it is to end now
+    if ended and not has_weights(
+        run.step, run.config, run.directory
+    ):  # it stopped later than it is to end now
         run.save_checkpoint(run.step)
+    if put_off or ended:
         run.save_state(status_of(run))
     while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
@@ -181,31 +183,32 @@ def main(arguments: list[str]) -> int:
         print(config_help())
         return 0
     logging.basicConfig(format="%(message)s")
-    config = load_config(arguments)
+    return start_or_continue(load_config(arguments))
+
+
+def start_or_continue(config: Config) -> int:
+    """Start or continue the run that a config names, in this folder; return the exit code."""
     directory = RunDirectory(config.BasicSettings.n)
     directory.lock()
     with memory_errors():
-        return start_or_continue(config, directory, StopRequest())
+        stop, run = StopRequest(), open_run(config, directory)
+        if run is not None and not train_to_the_end(run, stop):
+            line = f"stopped by {stop.signal} at step {run.step}, saved; the same command continues"
+            print(line, file=sys.stderr)
+            return NOT_FINISHED
+    print(next_steps(directory, config.Task == "VideoPrediction"))
+    return 0
 
 
-def start_or_continue(config: Config, directory: RunDirectory, stop: StopRequest) -> int:
-    """Start or continue the run of a locked directory; return the exit code."""
-    run = open_run(config, directory)
-    if run is None:
-        print(next_steps(directory, config.Task == "VideoPrediction"))
-        return 0
-    announce(run, config)
-    total = config.JointTrainAgent.SampleMaxSteps
+def train_to_the_end(run: TrainingRun, stop: StopRequest) -> bool:
+    """Say what is about to run, `train` under a progress bar, and close the run."""
+    announce(run, run.config)
+    total, silent = run.config.JointTrainAgent.SampleMaxSteps, run.config.BasicSettings.silent
     try:
-        with tqdm(total=total, initial=run.step, unit="step", disable=config.BasicSettings.silent) as bar:
-            finished = train(run, stop, bar)
+        with tqdm(total=total, initial=run.step, unit="step", disable=silent) as bar:
+            return train(run, stop, bar)
     finally:
         run.close()
-    if finished:
-        print(next_steps(directory, config.Task == "VideoPrediction"))
-        return 0
-    print(f"stopped by {stop.signal} at step {run.step}, saved; the same command continues", file=sys.stderr)
-    return NOT_FINISHED
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ CARD_FIXES = {  # by what CUDA says; NVIDIA_FIX for all else
     "busy": "another program has it for itself",
     "invalid device ordinal": "there are fewer cards, counted from 0",
 }
+USER_ERROR = 2  # exit code: something to be put right by whoever typed the command
+NOT_FINISHED = 75  # exit code (EX_TEMPFAIL): stopped by a signal and saved; the same command continues
 OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 
@@ -102,7 +104,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         print("error:", _one_line(str(error)), file=sys.stderr)
-        code = 2
+        code = USER_ERROR
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
@@ -110,7 +112,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
         silence()  # for what is still to be flushed
-        code = 2
+        code = USER_ERROR
     finally:
         if handled_by_python:  # a notebook goes on
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -75,7 +75,6 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
 
     heads, hidden = "Models.WorldModel.TransformerNumHeads", f"TransformerHiddenDim={width}"
     yield heads, width % model.TransformerNumHeads == 0, f"must divide {hidden}"
-    yield "Models.WorldModel.TransformerHiddenDim", width % 2 == 0, "must be even"
     divides = run.ModelType != "GITSTORM" or width % latents == 0
     yield "Models.WorldModel.NumLatents", divides, f"must divide {hidden} with GITSTORM"
     embedding = maskgit.TmfArgs.EmbedDim

@@ -47,6 +47,7 @@ class EvaluationPolicy(Policy):
             num_envs,
             config.JointTrainAgent.ActingContextLength,
             RandomStreams(derive_seed(seed, "evaluation"), execution.device),
+            execution,
             greedy=greedy,
             blind=original or acts_blindly(config),
             fixed_weights=True,
@@ -54,7 +55,6 @@ class EvaluationPolicy(Policy):
         self.config, self.seed = config, seed
         spec = world_model.spaces.observation
         self._expected = (spec.dtype, (num_envs, *spec.shape))
-        self.prepare(execution)
 
     def act(self, observation: Tensor | np.ndarray) -> np.ndarray:
         """Return actions (N, ...) on observations (N, *shape); raise ValueError for anything else."""
@@ -139,7 +139,9 @@ def choose_steps(directory: Path, which: str) -> list[int]:
     if which in ("all", "last") and steps:
         return steps if which == "all" else steps[-1:]
     if which not in ("all", "last") and not re.fullmatch("[0-9]{1,15}", which):
-        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
+        raise UserError(
+            f"checkpoint {which[:80]!r}: must be last or a step such as 100000; of eval.py also all"
+        )
     step = int(which) if which.isdigit() else 0
     checkpoint_files(directory, step)  # complains if it is not there
     return [step]

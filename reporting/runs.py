@@ -134,7 +134,9 @@ def find_runs(outputs: Path, patterns: Sequence[str]) -> tuple[list[Run], list[s
     no selected run is readable.
     """
     known = _known_names(outputs)
-    lists = [[text] if text in known else re.findall(r"[^\s,][^,]*", text) for text in patterns or ["*"]]
+    lists = [
+        [text] if text in known else re.findall(r"[^\s,](?:[^,]*[^\s,])?", text) for text in patterns or ["*"]
+    ]
     if not all(lists):
         raise UserError("an empty name selects no run; without any name, all of them are taken")
     selected: dict[Path, RunFiles] = {}

@@ -134,7 +134,9 @@ def _film(path: Path) -> Iterator[np.ndarray]:
 
 
 def _gif_is_whole(path: Path) -> bool:
-    return path.read_bytes().rstrip(b"\0").endswith(b";")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        return file.read().rstrip(b"\0").endswith(b";")
 
 
 def _mp4_is_whole(path: Path) -> bool:

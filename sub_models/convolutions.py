@@ -1,6 +1,6 @@
-"""The image networks' convolutions, 4×4 of stride 2 and padding 1, in a form that few channels like on a CPU.
+"""The image networks' convolutions, 4×4 of stride 2 and padding 1, in a form that is fast on a CPU.
 
-What a library does well at a few channels is the strided convolution and the gradient of its weights. It does
+With few channels a library does well the strided convolution and the gradient of its weights. It does
 badly what leads from the small maps to the large ones: the transposed convolution, which is also the strided
 one's gradient for its input. `enlarge` computes that as a 2×2 convolution.
 """

@@ -74,9 +74,9 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
-    Three ways, the fastest one where it is: two products and a softmax on a CPU in bfloat16, but for a
-    single causal chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries
-    and keys are as many.
+    By the way that is fastest: two products and a softmax on a CPU in bfloat16, but for a single causal
+    chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries and keys are
+    as many.
     """
     queries, seen = query.shape[2], keys.shape[2]
     masked = causal and queries > 1

@@ -1,7 +1,7 @@
 """Functions without parameters: symlog, two-hot regression, categoricals, λ-returns.
 
-Everything here computes in float32 whatever the precision of its inputs, because these are
-the quantities that a half-precision sum would ruin.
+Logits, targets and pictures may come in half precision; what is summed over them is float32, because these
+are the quantities that a half-precision sum would ruin. Log-probabilities are float32 throughout.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
 
     Args:
         logits: (..., C), any float dtype.
-        noise: (...), or (N, ...) for N draws each, uniform in [0, 1).
+        noise: (...), uniform in [0, 1).
         unimix: share of the uniform distribution mixed into softmax(logits).
 
     Returns:
@@ -101,8 +101,6 @@ def sample(logits: Tensor, noise: Tensor, unimix: float = 0.0) -> Tensor:
         uniform = torch.arange(1, num_classes + 1, device=logits.device) * (unimix / num_classes)
         cumulative = torch.add(uniform, cumulative, alpha=1 - unimix)
     threshold = noise.unsqueeze(-1) * cumulative[..., -1:]
-    if threshold.shape[:-1] != cumulative.shape[:-1]:  # several draws from one distribution
-        cumulative = cumulative.expand(*threshold.shape[:-1], num_classes).contiguous()
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=num_classes - 1)
 
 

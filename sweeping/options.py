@@ -9,7 +9,7 @@ from typing import Any
 
 from configuration.checks import show
 from configuration.keys import Range, fixed
-from configuration.schema import keys_of
+from configuration.schema import keys_of, schema
 from evaluation.scores import reference_scores
 from utils import UserError, nearest
 
@@ -102,7 +102,7 @@ def _read(name: str, text: str) -> Any:
 def _checked(setting: str) -> str:
     """Return a setting of all runs, its path absolute. Raise UserError for one that the grid gives."""
     name, _, text = setting.partition("=")
-    if "." not in name:
+    if "." not in name and name not in schema():
         raise UserError(f"unknown option {show(name)}{nearest(name, OPTIONS)}; see --help")
     if name in FROM_GRID:
         raise UserError(f"{name}: games=, seeds= and configs= give it")

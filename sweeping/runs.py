@@ -135,7 +135,8 @@ def plan_runs(options: Options) -> list[SweepRun]:
         settings = (*own, f"BasicSettings.config_path={path}", "BasicSettings.n=null", *overrides)
         resolved = apply_overrides(bases[config], list(settings))
         directory = RunDirectory(resolved.BasicSettings.n, Path(options.storage))
-        run = SweepRun(resolved, settings, directory, stages, eval_options)
+        judged = stages if resolved.Task != "VideoPrediction" else (TRAIN,)  # of clips nothing has a score
+        run = SweepRun(resolved, settings, directory, judged, eval_options)
         if run.name in runs:
             raise UserError(f"two runs of the grid would be named {run.name}")
         if resolved.BasicSettings.Restart and options.task is None:

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from sweeping.local import Job
 from sweeping.runs import EVALUATE, TRAIN, SweepRun
+from utils import NOT_FINISHED, USER_ERROR
 
 WAITING, TRAINING, TRAINED, EVALUATING, EVALUATED, FAILED, STOPPED = STATES = (
     *("waiting", "training", "trained", "evaluating", "evaluated", "failed", "stopped"),
 )
-USER_ERROR, NOT_FINISHED = 2, 75  # exit codes of train.py, besides 0
 REFRESH_SECONDS = 1.0
 
 

@@ -21,12 +21,15 @@ from tests_support import (
 from torch import Tensor
 
 from agents import ActorCritic, Policy, ReturnScale, imagination_noise_size, imagine
+from compute.execution import Execution
 from compute.random_streams import RandomStreams
+from configuration.schema import BasicSettings
 from sub_models.batch import Rollout
 from sub_models.functions_losses import one_hot, sample
 
 BOTH = pytest.mark.parametrize("model_type", ["STORM", "GITSTORM"])
 JOINT = pytest.mark.parametrize("model_type", ["STORM", "GITSTORM", "GITSTORM-joint"])
+EXECUTION = Execution(BasicSettings(Precision="float32"), CPU)
 
 
 def models(model_type: str):  # noqa: ANN201
@@ -229,7 +232,7 @@ def frames(number: int, num_envs: int = 2) -> Tensor:
 
 
 def make_policy(model_type: str = "STORM", num_envs: int = 2, **options: bool) -> Policy:
-    return Policy(*models(model_type), num_envs, 16, RandomStreams(3, CPU), **options)
+    return Policy(*models(model_type), num_envs, 16, RandomStreams(3, CPU), EXECUTION, **options)
 
 
 def watch_features(policy: Policy) -> list[Tensor]:

@@ -103,12 +103,12 @@ class Learner:
 
 def make_policy(config: Config, learner: Learner, execution: Execution, streams: RandomStreams) -> Policy:
     """Return the policy that collects the learner's data."""
-    policy = Policy(
+    return Policy(
         learner.world_model,
         learner.agent,
         config.JointTrainAgent.NumEnvs,
         config.JointTrainAgent.ActingContextLength,
         streams,
+        execution,
         blind=acts_blindly(config),
     )
-    return policy.prepare(execution)

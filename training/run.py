@@ -41,7 +41,7 @@ from training.learner import Learner, make_policy
 from utils import Interrupt, UserError, resolve_device, silence
 
 VIDEO_FPS = 15.0  # agent steps a second, the speed of play at four frames a step
-# Saved with a state: these as they are, and
+# What is saved with a state: COUNTS as they are, PARTS through their state_dict, the data first.
 COUNTS = (
     "step",
     "learned_steps",
@@ -53,7 +53,6 @@ COUNTS = (
     "evaluation_due",
     "threads",
 )
-# These through their state_dict, the data first.
 PARTS = ("environment", "learner", "streams", "policy", "logger")
 
 

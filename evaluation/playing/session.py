@@ -21,13 +21,14 @@ from evaluation.playing.frames import Frame, encode
 from evaluation.playing.recording import Recording
 from evaluation.policies import EvaluationPolicy
 from sub_models.functions_losses import entropy, unimix_log_probs
+from sub_models.torch_maskgit.sampling import DraftAndRevise
 from utils import UserError
 
 log = logging.getLogger(__name__)
 
 MODES = ("game", "dream", "branch")
 PLAYERS = ("agent", "you")
-PLANS = {"1/1/1": (1, 1, 1), "4/4/1": (4, 4, 1), "8/8/1": (8, 8, 1)}  # T_draft, T_revise, M
+PLANS = ("1/1/1", "4/4/1", "8/8/1")  # T_draft/T_revise/M
 REMEMBERED = 300  # steps that one can go back to
 
 
@@ -65,7 +66,7 @@ class Session:
         streams = RandomStreams(derive_seed(policy.seed, "playing"), policy.streams.device)
         self._model = Dream.of(policy, lambda *shape: streams.uniform("playing", *shape))
         self.controls = Controls(held=self.idle)
-        self.controls.plan = self._own_plan = self._plan_name()
+        self.controls.plan = self._own_plan = str(self._plan or "")
         self._folder, self._name = folder, name
         self.recording: Recording | None = None
         self.saved: list[str] = []  # of the last recording
@@ -93,15 +94,15 @@ class Session:
     @property
     def plans(self) -> list[str]:
         """The ways of sampling that its prior can be switched between."""
-        plan = getattr(self.policy.world_model.prior, "plan", None)
-        if plan is None:
+        if self._plan is None:
             return []
-        known = [name for name, (groups, _, _) in PLANS.items() if groups <= plan.num_tokens]
+        known = [name for name in PLANS if int(name.split("/")[0]) <= self._plan.num_tokens]
         return known if self._own_plan in known else [self._own_plan, *known]
 
-    def _plan_name(self) -> str:
-        plan = getattr(self.policy.world_model.prior, "plan", None)
-        return str(plan or "")
+    @property
+    def _plan(self) -> DraftAndRevise | None:
+        """How its prior samples now, None of one without a plan."""
+        return getattr(self.policy.world_model.prior, "plan", None)
 
     def description(self) -> dict[str, Any]:
         """Return what does not change while it runs."""
@@ -122,18 +123,20 @@ class Session:
         """Begin a new episode, and the dream in it; what is being recorded ends before."""
         self.stop_recording()
         observation = self.environment.reset() if self.number == 0 else self._new_episode()
-        self._model.begin(self._tensor(observation[0]), self._no_actions())
-        self._observation = observation[0]
-        self.split()
+        self._begin(observation[0])
         self._remember({}, self.number > 0)
+
+    def _begin(self, observation: np.ndarray) -> None:
+        """Let the model, and the dream, begin anew at the first observation of an episode."""
+        spec = self.spaces.action
+        nothing = self._tensor(np.zeros((0, *spec.shape), spec.dtype))
+        self._foreseen = self._model.begin(self._tensor(observation[None]), nothing)
+        self._observation = observation
+        self.split()
 
     def _new_episode(self) -> np.ndarray:
         self.environment.seeds = [seed + 1 for seed in self.environment.seeds]
         return self.environment.reset()
-
-    def _no_actions(self) -> Tensor:
-        spec = self.spaces.action
-        return self._tensor(np.zeros((0, *spec.shape), spec.dtype))
 
     def split(self) -> None:
         """Let the dream begin anew where the game is."""
@@ -170,8 +173,7 @@ class Session:
 
     def set_plan(self, name: str) -> None:
         """Draw the latents otherwise."""
-        prior = self.policy.world_model.prior
-        prior.plan = prior.plan.sized(*map(int, name.split("/")))
+        self.policy.world_model.prior.plan = self._plan.sized(*map(int, name.split("/")))
         self.controls.plan = name
 
     def record(self) -> None:
@@ -195,7 +197,7 @@ class Session:
     def step(self) -> Frame:
         """Act once, in the game, in the dream, or in both."""
         mode = self.controls.mode
-        action = self._action(self.dream if mode == "dream" else self._model)
+        action = self._action()
         seen, facts = self._observation, {"action": action.tolist()}
         if mode == "dream":
             seen = self.dream.picture()
@@ -220,10 +222,17 @@ class Session:
     def _filmed(mode: str) -> tuple[str, ...]:
         return {"game": ("game",), "dream": ("dream",), "branch": ("game", "dream")}[mode]
 
-    def _action(self, where: Dream) -> Tensor:
+    @property
+    def _acted_on(self) -> Dream:
+        """Where the actor chooses: the dream; the game as it is seen, or as foreseen if it acts blindly."""
+        if self.controls.mode == "dream":
+            return self.dream
+        return self._foreseen if self.policy.blind else self._model
+
+    def _action(self) -> Tensor:
         controls = self.controls
         if controls.player == "agent":
-            return choose(self.policy, where)
+            return choose(self.policy, self._acted_on)
         wanted = controls.held if controls.tapped is None else controls.tapped
         controls.tapped = None
         return self._tensor(np.array(wanted, self.spaces.action.dtype))
@@ -239,9 +248,7 @@ class Session:
             result = self.environment.finish_step()
         except EnvironmentFault as fault:
             log.warning("%s", fault)
-            self._observation = self.environment.observation[0]
-            self._model.begin(self._tensor(self._observation), self._no_actions())
-            self.split()
+            self._begin(self.environment.observation[0])
             self.stop_recording()
             return {"reward": 0.0, "end": True, "episode_end": True}, (0.0, True)
         outcome = self._model.step(action)
@@ -255,8 +262,9 @@ class Session:
         }
         if result.episode_end[0]:
             facts["return"] = float(result.episode_return[0])
+        self._foreseen = self._model.fork()  # before it is seen
         if self.controls.mode == "game":
-            self.dream, self._apart = self._model.fork(), 1  # what was foreseen, before it is seen
+            self.dream, self._apart = self._foreseen, 1
         self._model.observe(self._tensor(self._observation))
         return facts, (float(result.raw_reward[0]), facts["end"] and facts["episode_end"])
 
@@ -267,9 +275,10 @@ class Session:
         frame = Frame(self._pictures(), facts | self._facts())
         in_dream = self.controls.mode == "dream"
         origin = self.dream if in_dream else self._model
+        moment = Moment(self.number, encode(frame), origin.fork(), self._apart if in_dream else 0)
         if self.moments and self.moments[-1].number == self.number:
             self.moments.pop()
-        self.moments.append(Moment(self.number, encode(frame), origin.fork(), self._apart if in_dream else 0))
+        self.moments.append(moment)  # at once after it, since others look at the last one
         return frame
 
     @property
@@ -301,7 +310,7 @@ class Session:
     @torch.no_grad()
     def _facts(self) -> dict[str, Any]:
         controls, agent = self.controls, self.policy.agent
-        where = self.dream if controls.mode == "dream" else self._model
+        where = self._acted_on
         outputs = agent.actor(where.feature)
         seen = unimix_log_probs(self._model.posterior_logits, self._model.world_model.config.Unimix)
         facts = {
@@ -316,7 +325,7 @@ class Session:
         }
         if controls.mode != "dream":
             facts["error"] = self._error()
-        plan, noise = getattr(self.policy.world_model.prior, "plan", None), self.dream.noise
+        plan, noise = self._plan, self.dream.noise
         if plan is not None and noise is not None and len(noise) == plan.noise_size:
             facts["sweeps"] = [groups.tolist() for groups in plan.groups(noise)]
         if self.spaces.action.kind == "discrete":

@@ -16,15 +16,6 @@ SCHEDULES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def power_of(schedule: str) -> float | None:
-    """The d of a schedule "pow<d>" (d > 0), or None if the name is not of that form."""
-    try:
-        power = float(schedule.removeprefix("pow")) if schedule.startswith("pow") else 0.0
-    except ValueError:
-        return None
-    return power if 0 < power < math.inf else None
-
-
 def mask_ratio(u: Tensor, schedule: str, num_tokens: int, minimum: float) -> Tensor:
     """γ(u): the share of tokens to mask.
 
@@ -36,17 +27,11 @@ def mask_ratio(u: Tensor, schedule: str, num_tokens: int, minimum: float) -> Ten
 
     Returns:
         float, shape of u.
-
-    Raises:
-        ValueError: unknown schedule.
     """
-    power = power_of(schedule)
-    if power is not None:
-        ratio = 1 - u**power
-    elif schedule in SCHEDULES:
-        ratio = SCHEDULES[schedule](u, num_tokens)
+    if schedule.startswith("pow"):
+        ratio = 1 - u ** float(schedule.removeprefix("pow"))
     else:
-        raise ValueError(f"unknown mask schedule {schedule!r}; known: {', '.join(SCHEDULES)}, pow<d>")
+        ratio = SCHEDULES[schedule](u, num_tokens)
     return ratio.clamp(minimum, 1.0)
 
 

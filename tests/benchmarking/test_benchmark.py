@@ -44,6 +44,11 @@ def test_one_call_measures_phases_and_the_whole_loop(tmp_path: Path, capsys: pyt
     assert (tmp_path / "trace.json").stat().st_size and "aten::" in (tmp_path / "kernels.txt").read_text()
 
 
+def test_more_environments_act_than_windows_are_learned_from(capsys: pytest.CaptureFixture) -> None:
+    benchmark.main([*SMALL, *SHORT, "--steps=0", "JointTrainAgent.NumEnvs=3"])  # of two windows
+    assert "acting" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("other", ["BasicSettings.ImageSize=32", "JointTrainAgent.BatchSize=8"])
 def test_the_release_is_compared_with_at_its_sizes_only(other: str) -> None:
     device = torch.device("cpu")

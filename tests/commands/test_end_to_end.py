@@ -449,7 +449,7 @@ def test_evaluations_are_seeded_apart_from_training_and_from_one_another(
     streams: list[int] = []
     record_calls(monkeypatch, VectorEnvironment, "reset", lambda owner, _: seeds.append(list(owner.seeds)))
     record_calls(
-        monkeypatch, EvaluationPolicy, "prepare", lambda owner, _: streams.append(owner.streams.seed)
+        monkeypatch, EvaluationPolicy, "__init__", lambda owner, _: streams.append(owner.streams.seed)
     )
     settings = ["JointTrainAgent.EvalEverySteps=20", "JointTrainAgent.SampleMaxSteps=42"]
     assert train(runs, "seeds", *settings, "BasicSettings.Seed=3").code == 0

@@ -78,7 +78,6 @@ def test_what_is_wrong_with_an_override(override: str, words: list[str]) -> None
         (["BasicSettings.ImageSize=65"], ["BasicSettings.ImageSize=65", "4·2^n"]),
         (["BasicSettings.ImageSize=8"], ["BasicSettings.ImageSize='8'"]),
         (["Models.WorldModel.TransformerNumHeads=7"], ["TransformerNumHeads=7", "TransformerHiddenDim=512"]),
-        (["Models.WorldModel.TransformerHiddenDim=65", "Models.WorldModel.TransformerNumHeads=1"], ["even"]),
         (["Models.MaskGit.TmfArgs.NumHeads=7"], ["TmfArgs.NumHeads=7", "EmbedDim=128"]),
         (["Models.MaskGit.T_draft=33"], ["T_draft=33", "NumLatents=32"]),
         (["Models.MaskGit.T_revise=0"], ["T_revise='0'"]),

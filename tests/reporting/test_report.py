@@ -188,7 +188,7 @@ def test_names_that_are_patterns_and_archived_runs_are_found_by_their_names(
     def found(*patterns: str) -> list[str]:
         return [run.name for run in find_runs(outputs, patterns)[0]]
 
-    assert found("[a]") == ["[a]"] and found("b,c") == ["b,c"] and found("a,[a]") == ["[a]", "a"]
+    assert found("[a]") == ["[a]"] and found("b,c") == ["b,c"] and found("a , [a] ") == ["[a]", "a"]
     assert found("?") == ["a"] and found(f"{outputs}/a") == ["a"]
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "runs" / "a").mkdir(parents=True)

@@ -11,8 +11,9 @@ from tests_support import CPU, small_config, uniform
 from torch.distributions import Independent, Normal
 
 from agents import Policy, imagination_noise_size, imagine, make_models
+from compute.execution import Execution
 from compute.random_streams import RandomStreams
-from configuration.schema import Config
+from configuration.schema import BasicSettings, Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from sub_models.action_distributions import BoundedNormal, Categorical
 from sub_models.batch import Batch
@@ -219,7 +220,8 @@ def test_the_policy_remembers_what_it_executes(greedy: bool) -> None:
     world_model, agent = make_models(control_config(), CONTROL, CPU)
     with torch.no_grad():
         agent.actor[-1].bias[:DIMS] = 3.0
-    policy = Policy(world_model, agent, 2, 4, RandomStreams(0, CPU), greedy=greedy)
+    execution = Execution(BasicSettings(Precision="float32"), CPU)
+    policy = Policy(world_model, agent, 2, 4, RandomStreams(0, CPU), execution, greedy=greedy)
     observation = np.zeros((2, SIZE), np.float32)
     actions = [policy.act(observation) for _ in range(4)]
     assert all(action.dtype == np.float32 and np.abs(action).max() <= 1 for action in actions)

@@ -190,14 +190,6 @@ def test_sample_follows_its_probabilities() -> None:
     assert frequencies[1] == 0
 
 
-def test_several_draws_from_one_distribution() -> None:
-    logits, noise = torch.randn(3, 2, 5), uniform(7, 3, 2)
-    drawn = sample(logits, noise, 0.01)
-    assert torch.equal(drawn, torch.stack([sample(logits, each, 0.01) for each in noise]))
-    alike = sample(logits[:1], noise[0], 0.01)
-    assert torch.equal(alike, sample(logits[:1].expand(3, 2, 5), noise[0], 0.01))
-
-
 @pytest.mark.parametrize("first", [0, 1])
 def test_sample_at_the_edges_of_its_noise(first: int) -> None:
     probs = torch.zeros(6)

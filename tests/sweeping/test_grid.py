@@ -9,6 +9,7 @@ from sweep_support import CATCH, REPOSITORY, WANTED, plan, write_status
 
 import sweep
 from configuration.loading import config_to_yaml, load_config
+from configuration.schema import Config
 from sweeping.options import OPTIONS, help_text, parse_options
 from sweeping.runs import SweepRun, plan_runs
 from utils import UserError
@@ -35,6 +36,13 @@ def test_atari100k_is_the_26_games() -> None:
 
 def test_the_help_names_every_option() -> None:
     assert all(f"  {name}=" in help_text() for name in OPTIONS)
+
+
+def test_a_world_model_of_clips_is_trained_and_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    clips = f"BasicSettings.trajectory_path={tmp_path / 'clips'}"
+    assert {run.stages for run in plan(tmp_path, "Task=VideoPrediction", clips)} == {("train",)}
+    assert {run.stages for run in plan(tmp_path)} == {("train", "evaluate")}
 
 
 @pytest.mark.parametrize(
@@ -188,12 +196,13 @@ def test_an_evaluation_under_other_settings_is_done_once_it_is_in_the_table(tmp_
 # --- one run of a grid, for the tasks of a job array
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """The arguments that train.py would get, and the folder it would run in."""
-    arguments: list[str] = []
-    monkeypatch.setattr(sweep.train, "main", lambda given: arguments.extend([*given, str(Path.cwd())]) or 0)
+def trained(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Config, Path]:
+    """The config that would be trained, and the folder it would be trained in."""
+    given: list[Config] = []
+    monkeypatch.setattr(sweep, "start_or_continue", lambda config: given.append(config) or 0)
     assert sweep.main(list(words)) == 0
-    return arguments
+    (config,) = given
+    return config, Path.cwd()
 
 
 def test_the_tasks_of_an_array_are_the_grid_each_run_once(
@@ -201,9 +210,9 @@ def test_the_tasks_of_an_array_are_the_grid_each_run_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["games=Boxing,Pong", "seeds=0,7", "configs=STORM,STORM-tiny"]
-    runs = [list(run.settings) for run in plan_runs(parse_options(words))]
+    runs = [load_config(list(run.settings)) for run in plan_runs(parse_options(words))]
     assert len(runs) == 8
-    assert [trained(monkeypatch, *words, f"task=0{task}")[:-1] for task in range(8)] == runs
+    assert [trained(monkeypatch, *words, f"task=0{task}")[0] for task in range(8)] == runs
 
 
 def test_a_single_run_needs_no_number_and_may_have_a_name_and_start_over(
@@ -211,6 +220,13 @@ def test_a_single_run_needs_no_number_and_may_have_a_name_and_start_over(
 ) -> None:
     monkeypatch.chdir(tmp_path.parent)
     settings = ["BasicSettings.n=a b", "BasicSettings.Restart=True"]
-    arguments = trained(monkeypatch, "games=Pong", "task=only", f"storage={tmp_path}", *settings)
-    assert arguments[-3:] == [*settings, str(tmp_path)]
-    assert load_config(arguments[:-1]).BasicSettings.n == "a b"
+    config, folder = trained(monkeypatch, "games=Pong", "task=only", f"storage={tmp_path}", *settings)
+    assert (config.BasicSettings.n, config.BasicSettings.Restart, folder) == ("a b", True, tmp_path)
+
+
+def test_a_warning_about_a_single_run_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained(monkeypatch, "games=Pong", "task=only", "JointTrainAgent.BatchLength=4")
+    assert len([line for line in caplog.messages if "JointTrainAgent.BatchLength=4" in line]) == 1

@@ -176,6 +176,15 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(
     assert differences(evaluated, tmp_path) == []
 
 
+def test_a_run_that_is_to_end_where_its_evaluation_was_put_off_saves_its_weights(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 40, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(tmp_path, "run", EVALUATE).code == NOT_FINISHED
+    result = train(tmp_path, "run", EVALUATE, "JointTrainAgent.SampleMaxSteps=40")
+    assert result.code == 0 and "step 40: evaluated" in result.err
+    assert weights(tmp_path, "run", 40)
+
+
 def test_a_run_whose_evaluation_fails_is_saved(evaluated: Path, tmp_path: Path) -> None:
     def failing(*arguments: object) -> None:
         raise UserError("3 environment faults in a row")

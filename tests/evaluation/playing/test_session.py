@@ -63,6 +63,32 @@ def test_you_play_the_game_and_a_short_tap_is_not_lost(session: Session) -> None
     assert [paddle(session.step()) for _ in range(2)] == [before, before - 1]
 
 
+@pytest.mark.parametrize("blind", [False, True])
+def test_an_agent_that_acts_blindly_in_training_does_so_here(session: Session, blind: bool) -> None:
+    """As the original STORM's: the actor's latent is not that of the frame that is seen."""
+    session.policy.blind, seen = blind, []
+    session.policy.agent.actor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for _ in range(4):
+        session.step()
+        shown, foreseen = session._model.feature, session.dream.feature
+        assert torch.equal(seen[-1], foreseen if blind else shown)
+    assert not torch.equal(shown, foreseen)
+
+
+def test_a_page_that_joins_while_a_frame_is_made_sees_the_one_before(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[bytes] = []
+
+    def slowly(frame: Frame) -> bytes:
+        joined.append(session.message)
+        return encode(frame)
+
+    monkeypatch.setattr("evaluation.playing.session.encode", slowly)
+    do(session, "mode", "branch")  # at the first step, whose frame is made anew
+    assert joined
+
+
 def test_a_branch_begins_where_the_game_is_and_goes_on_under_the_same_actions(session: Session) -> None:
     session.step()
     do(session, "mode", "branch")
