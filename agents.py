@@ -16,7 +16,7 @@ from configuration.spaces import ActionSpec, Spaces
 from sub_models.action_distributions import make_action_distribution
 from sub_models.batch import Rollout
 from sub_models.functions_losses import TwoHotSymlog, lambda_return, percentile, weighted_sum
-from sub_models.perceptron import perceptron
+from sub_models.mlp import mlp
 from sub_models.world_models import WorldModel
 from utils import load_class
 
@@ -67,8 +67,8 @@ class ActorCritic(nn.Module):
         self.two_hot = TwoHotSymlog(config.ValueBins, config.BinLimit)
         self.actions = make_action_distribution(config, actions)
         shape = (feature_size, config.HiddenDim, config.NumLayers)
-        self.actor = perceptron(*shape, self.actions.output_size, config.NormEps)
-        self.critic = perceptron(*shape, config.ValueBins, config.NormEps)
+        self.actor = mlp(*shape, self.actions.output_size, config.NormEps)
+        self.critic = mlp(*shape, config.ValueBins, config.NormEps)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_scale = ReturnScale(config)
         self.loss_weights = {

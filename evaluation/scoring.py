@@ -19,7 +19,7 @@ from evaluation.video import Video, side_by_side
 from run_files.manifest import rewriting
 from utils import UserError, disk_errors, resolve_device
 
-FRAMES_A_SECOND = 60.0  # of the emulator: videos run at the speed of play
+FRAMES_A_SECOND = 60.0  # of Atari's emulator, so that its videos run at the speed of play; others are as fast
 
 
 def score(target: Target, record_video: bool, record_dream: bool) -> None:

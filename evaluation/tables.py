@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from run_files.directory import EPISODES
 from utils import UserError, as_file_name, locked, write_atomically
 
 # Rows that agree in these are of one evaluation. Older tables lack some.
@@ -81,7 +82,7 @@ KINDS = (int, float, float, float, int, int, str, int, int, str)  # of an Evalua
 
 def episode_table(table: Path) -> Path:
     """Return where the episodes of an evaluation table lie."""
-    return table.with_name(f"{table.stem}_episodes.csv")
+    return table.with_name(f"{table.stem}{EPISODES}.csv")
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:

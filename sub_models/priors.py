@@ -27,7 +27,7 @@ class PriorPrediction:
     """What a prior says about given latents."""
 
     log_probs: Tensor  # (..., K, C) float32
-    counted: Tensor  # (..., K) float32: weight of the latent's KL, 0 where the prior saw it
+    kl_weight: Tensor  # (..., K) float32: weight of the latent's KL, 0 where the prior saw it
 
 
 class Prior(Protocol):
@@ -124,10 +124,10 @@ class MaskGITPrior(nn.Module):
         logits = self.transformer(visible, self.transformer.condition(hidden_rows))
         log_probs = unimix_log_probs(logits, self.unimix)
         lead = tokens.shape[:-1]
-        counted = masked.float()
+        kl_weight = masked.float()
         if self.estimates_all:
-            counted = counted * (self.num_latents / count).unsqueeze(-1)
-        return PriorPrediction(log_probs.unflatten(0, lead), counted.unflatten(0, lead))
+            kl_weight = kl_weight * (self.num_latents / count).unsqueeze(-1)
+        return PriorPrediction(log_probs.unflatten(0, lead), kl_weight.unflatten(0, lead))
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) → log-probabilities (..., K, C) from the fully masked input, float32."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from configuration.schema import WorldModel as WorldModelConfig
 from sub_models.functions_losses import symlog
-from sub_models.perceptron import perceptron
+from sub_models.mlp import mlp
 from sub_models.precision import compute_dtype
 
 
@@ -19,9 +19,7 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, config: WorldModelConfig, shape: tuple[int, ...], latent_size: int) -> None:
         super().__init__()
-        self.layers = perceptron(
-            shape[0], config.VectorHiddenDim, config.VectorLayers, latent_size, config.NormEps
-        )
+        self.layers = mlp(shape[0], config.VectorHiddenDim, config.VectorLayers, latent_size, config.NormEps)
 
     def forward(self, observation: Tensor) -> Tensor:
         """float32 (M, n) → (M, K·C)."""
@@ -37,9 +35,7 @@ class VectorDecoder(nn.Module):
 
     def __init__(self, config: WorldModelConfig, shape: tuple[int, ...], latent_size: int) -> None:
         super().__init__()
-        self.layers = perceptron(
-            latent_size, config.VectorHiddenDim, config.VectorLayers, shape[0], config.NormEps
-        )
+        self.layers = mlp(latent_size, config.VectorHiddenDim, config.VectorLayers, shape[0], config.NormEps)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(M, K·C) → (M, n), symlog of the observation."""

@@ -31,7 +31,7 @@ from sub_models.functions_losses import (
     weighted_sum,
 )
 from sub_models.image import moving_pixels
-from sub_models.perceptron import perceptron
+from sub_models.mlp import mlp
 from sub_models.precision import compute_dtype
 from sub_models.priors import make_prior
 from sub_models.transformer_model import SequenceModel
@@ -74,8 +74,8 @@ class WorldModel(nn.Module):
         self.sequence_model = SequenceModel(self.config, spaces.action)
         self.prior = make_prior(config, model_type)
         heads = (width, self.config.HeadLayers)
-        self.reward_head = perceptron(width, *heads, self.config.RewardBins, self.config.NormEps)
-        self.termination_head = perceptron(width, *heads, 1, self.config.NormEps)
+        self.reward_head = mlp(width, *heads, self.config.RewardBins, self.config.NormEps)
+        self.termination_head = mlp(width, *heads, 1, self.config.NormEps)
         self.loss_weights = {
             "reconstruction_loss": self.config.ReconstructionWeight,
             "reward_loss": 1.0,
@@ -183,15 +183,15 @@ class WorldModel(nn.Module):
         """
         target = posterior[:, 1:]
         prediction = self.prior.predict(hidden[:, :-1], index[:, 1:], noise)
-        prior, counted = prediction.log_probs, prediction.counted
-        dynamics = (categorical_kl(target.detach(), prior) * counted).sum(-1)
-        representation = (categorical_kl(target, prior.detach()) * counted).sum(-1)
+        prior, kl_weight = prediction.log_probs, prediction.kl_weight
+        dynamics = (categorical_kl(target.detach(), prior) * kl_weight).sum(-1)
+        representation = (categorical_kl(target, prior.detach()) * kl_weight).sum(-1)
         assert dynamics.shape == representation.shape == hidden[:, 1:, 0].shape
         metrics = {
             "dynamics_real_kl_div": dynamics.mean(),
             "representation_real_kl_div": representation.mean(),
             "posterior_entropy": entropy(posterior.detach()).mean(),
-            "prior_entropy": (entropy(prior.detach()) * counted).sum() / counted.sum(),
+            "prior_entropy": (entropy(prior.detach()) * kl_weight).sum() / kl_weight.sum(),
         }
         return dynamics, representation, metrics
 

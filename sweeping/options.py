@@ -14,7 +14,7 @@ from evaluation.scores import reference_scores
 from utils import UserError, nearest
 
 ATARI_100K = "atari100k"
-EVALUATE = "evaluate"  # the word for a command that only evaluates
+EVALUATE = "evaluate"  # a stage, and the word for a command that has no other
 LOCAL = "local"
 ONLY = "only"
 FROM_GRID = ("BasicSettings.env_name", "BasicSettings.Seed", "BasicSettings.config_path")

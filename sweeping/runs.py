@@ -17,10 +17,10 @@ from evaluation.target import read_target
 from run_files.directory import RunDirectory
 from run_files.manifest import read_json
 from sweeping.local import Job
-from sweeping.options import ONLY, Options
+from sweeping.options import EVALUATE, ONLY, Options
 from utils import REPOSITORY, UserError
 
-TRAIN, EVALUATE = "train", "evaluate"
+TRAIN = "train"
 LOGS = Path("outputs") / "sweep" / "logs"  # in the storage folder
 TAIL_BYTES = 4_096
 LONGEST_LINE = 200

@@ -13,7 +13,8 @@ from typing import Protocol
 from tqdm import tqdm
 
 from sweeping.local import Job
-from sweeping.runs import EVALUATE, TRAIN, SweepRun
+from sweeping.options import EVALUATE
+from sweeping.runs import TRAIN, SweepRun
 from utils import NOT_FINISHED, USER_ERROR
 
 WAITING, TRAINING, TRAINED, EVALUATING, EVALUATED, FAILED, STOPPED = STATES = (

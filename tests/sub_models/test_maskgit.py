@@ -248,12 +248,12 @@ def test_only_masked_positions_count_and_are_hidden() -> None:
     hidden, tokens = torch.randn(3, 5, 16), (uniform(3, 5, 4) * 5).long()
     noise = uniform(3, 5, prior.predict_noise_size, seed=1)
     prediction = prior.predict(hidden, tokens, noise)
-    counted = prediction.counted
-    assert counted.shape == (3, 5, 4) and prediction.log_probs.shape == (3, 5, 4, 5)
-    assert torch.equal(counted.sum(-1).long(), mask_count(noise[..., 0], "cosine", 4, 1e-6))
+    kl_weight = prediction.kl_weight
+    assert kl_weight.shape == (3, 5, 4) and prediction.log_probs.shape == (3, 5, 4, 5)
+    assert torch.equal(kl_weight.sum(-1).long(), mask_count(noise[..., 0], "cosine", 4, 1e-6))
     shown = seen[0].view(3, 5, 4)
-    assert (shown[counted == 1] == 5).all() and torch.equal(shown[counted == 0], tokens[counted == 0])
-    other = torch.where(counted == 1, (tokens + 1) % 5, tokens)  # what is hidden cannot be known
+    assert (shown[kl_weight == 1] == 5).all() and torch.equal(shown[kl_weight == 0], tokens[kl_weight == 0])
+    other = torch.where(kl_weight == 1, (tokens + 1) % 5, tokens)  # what is hidden cannot be known
     assert torch.equal(prior.predict(hidden, other, noise).log_probs, prediction.log_probs)
 
 
@@ -267,8 +267,8 @@ def test_the_kl_of_all_latents_is_estimated_from_the_masked_ones() -> None:
     hidden, tokens, noise = torch.randn(3, 5, 16), torch.randint(5, (3, 5, 4)), torch.rand(3, 5, 5)
     one, other = (prior.predict(hidden, tokens, noise) for prior in (masked, every))
     assert torch.equal(one.log_probs, other.log_probs)
-    count = one.counted.sum(-1, keepdim=True)
-    torch.testing.assert_close(other.counted, one.counted * 4 / count)
+    count = one.kl_weight.sum(-1, keepdim=True)
+    torch.testing.assert_close(other.kl_weight, one.kl_weight * 4 / count)
     assert count.unique().numel() > 1  # so that the two are not one up to a factor
 
 
@@ -392,7 +392,7 @@ def train_on_equal_latents(model_type: str, steps: int = 800, batch: int = 32) -
         prediction = prior.predict(hidden, tokens, noise)
         nats = -prediction.log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         optimizer.zero_grad()
-        (nats * prediction.counted).sum(-1).mean().backward()
+        (nats * prediction.kl_weight).sum(-1).mean().backward()
         optimizer.step()
     return prior
 

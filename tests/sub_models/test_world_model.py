@@ -86,7 +86,7 @@ def test_loss_is_made_of_its_parts(model_type: str) -> None:
     )
     prediction = world_model.prior.predict(hidden[:, :-1], index[:, 1:], noise[:, 1:, 4:])
     divergence = kl_divergence(Categorical(logits=posterior[:, 1:]), Categorical(logits=prediction.log_probs))
-    kl = (divergence * prediction.counted).sum(-1).mean()
+    kl = (divergence * prediction.kl_weight).sum(-1).mean()
 
     assert kl > 0.01
     expected = {

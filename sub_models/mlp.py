@@ -7,7 +7,7 @@ from torch import nn
 from sub_models.linear import Linear
 
 
-def perceptron(inputs: int, width: int, num_layers: int, outputs: int, norm_eps: float) -> nn.Sequential:
+def mlp(inputs: int, width: int, num_layers: int, outputs: int, norm_eps: float) -> nn.Sequential:
     """[linear (no bias) → LN → ReLU] × num_layers → linear, over the last axis (STORM, appendix A)."""
     layers: list[nn.Module] = []
     for index in range(num_layers):
