@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal
 
 import torch
 
@@ -94,8 +94,9 @@ async def serve(
 async def show(options: argparse.Namespace) -> None:
     """Load the agent, then serve until the process is told to end."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for signal in (SIGINT, SIGTERM):
-        loop.add_signal_handler(signal, stop.set)
+    for signal in (SIGINT, SIGTERM, SIGHUP):  # a key, a queue, a closed terminal
+        if getsignal(signal) != SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal, stop.set)
     with ThreadPoolExecutor(1) as thread:  # what draws wants to stay in the thread in which it was made
         session = await loop.run_in_executor(thread, open_session, options)
         try:

@@ -21,6 +21,7 @@ from evaluation.playing.session import Session
 PAGE = Path(__file__).with_name("page.html")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MOST_CLIENTS = 8
+FULL = 4_001  # code of a connection that is closed because there are as many; the page knows it
 MOST_WAITING = 100  # commands
 PATIENCE = 10.0  # seconds that a client may take for a message
 HEARTBEAT = 20.0  # seconds
@@ -72,6 +73,7 @@ class Player:
         self.pace, self.paused = PACE, False
         self.clients: set[Client] = set()
         self._commands: list[tuple[Client, str, Any]] = []
+        self._holder: Client | None = None  # who gave the action that is held
         self._wake = asyncio.Event()
         self._rate = self.pace  # steps a second that are reached
 
@@ -83,6 +85,7 @@ class Player:
             self.paused = value
         elif len(self._commands) < MOST_WAITING:
             self._commands.append((client, name, value))
+            self._holder = client if name == "action" else self._holder
         self._wake.set()
 
     def join(self, client: Client) -> None:
@@ -91,6 +94,13 @@ class Player:
         client.offer("description", json.dumps({"description": self.session.description()}))
         client.offer("frame", self.session.message)
         self._wake.set()
+
+    def leave(self, client: Client) -> None:
+        """Forget a client, and let go of what it held."""
+        self.clients.discard(client)
+        if self._holder is client:
+            self.ask(client, "action", self.session.idle)
+            self._holder = None
 
     async def run(self) -> None:
         """Go on, without end."""
@@ -139,14 +149,19 @@ class Player:
 
     def status(self) -> dict[str, Any]:
         """Return how it goes on."""
-        recording = self.session.recording
+        recording, controls = self.session.recording, self.session.controls
         return {
+            "mode": controls.mode,
+            "player": controls.player,
+            "plan": controls.plan,
+            "held": controls.held,
             "paused": self.paused,
             "pace": self.pace,
             "rate": round(self._rate, 1),
             "slow": not self.paused and self._rate < SLOW * self.pace,
             "recording": None if recording is None else len(recording),
             "saved": self.session.saved,
+            "problem": self.session.problem,
             "oldest": self.session.oldest,
         }
 
@@ -167,10 +182,11 @@ def make_app(player: Player, token: str | None = None, stop: asyncio.Event | Non
         return web.Response(status=204)
 
     async def connect(request: web.Request) -> web.WebSocketResponse:
-        if len(player.clients) >= MOST_CLIENTS:
-            raise web.HTTPServiceUnavailable(text="too many watch already")
         socket = web.WebSocketResponse(max_msg_size=LONGEST, heartbeat=HEARTBEAT)
         await socket.prepare(request)
+        if len(player.clients) >= MOST_CLIENTS:
+            await socket.close(code=FULL, message=b"too many watch already")
+            return socket
         await _serve(player, socket, request)
         return socket
 
@@ -198,7 +214,7 @@ async def _serve(player: Player, socket: web.WebSocketResponse, request: web.Req
             if command is not None:
                 player.ask(client, *command)
     finally:
-        player.clients.discard(client)
+        player.leave(client)
         sending.cancel()
 
 

@@ -69,9 +69,12 @@ class Session:
         self.controls.plan = self._own_plan = str(self._plan or "")
         self._folder, self._name = folder, name
         self.recording: Recording | None = None
-        self.saved: list[str] = []  # of the last recording
+        self.saved: list[str] = []  # files of the last recording
+        self.problem = ""  # why it could not be saved
         self.moments: deque[Moment] = deque(maxlen=REMEMBERED)
         self.number = 0  # of the step
+        self._came: dict[str, Any] = {}  # what there was to say of it
+        self._return, self._last_return = 0.0, None  # of this episode, and of the one before
         self._apart = 0  # steps since the dream split off
         self._has_picture = True
         self.restart()
@@ -131,7 +134,7 @@ class Session:
         spec = self.spaces.action
         nothing = self._tensor(np.zeros((0, *spec.shape), spec.dtype))
         self._foreseen = self._model.begin(self._tensor(observation[None]), nothing)
-        self._observation = observation
+        self._observation, self._return = observation, 0.0
         self.split()
 
     def _new_episode(self) -> np.ndarray:
@@ -180,7 +183,7 @@ class Session:
         """Record from here on."""
         if self.recording is None:
             self.recording = Recording(self._folder, f"{self._name}-{self.controls.mode}")
-            self.saved = []
+            self.saved, self.problem = [], ""
 
     def stop_recording(self) -> None:
         """Save the recording, if there is one."""
@@ -190,7 +193,7 @@ class Session:
                 self.saved = [str(path) for path in recording.save()]
             except UserError as error:
                 log.warning("%s", error)
-                self.saved = [str(error)]
+                self.problem = str(error)
 
     # A step.
 
@@ -260,8 +263,9 @@ class Session:
             "foreseen_reward": outcome.reward,
             "foreseen_end": outcome.termination,
         }
+        self._return += float(result.raw_reward[0])
         if result.episode_end[0]:
-            facts["return"] = float(result.episode_return[0])
+            self._return, self._last_return = 0.0, float(result.episode_return[0])
         self._foreseen = self._model.fork()  # before it is seen
         if self.controls.mode == "game":
             self.dream, self._apart = self._foreseen, 1
@@ -272,7 +276,9 @@ class Session:
 
     def _remember(self, facts: dict[str, Any], moved: bool) -> Frame:
         self.number += moved
-        frame = Frame(self._pictures(), facts | self._facts())
+        if moved:
+            self._came = facts
+        frame = Frame(self._pictures(), self._came | self._facts())
         in_dream = self.controls.mode == "dream"
         origin = self.dream if in_dream else self._model
         moment = Moment(self.number, encode(frame), origin.fork(), self._apart if in_dream else 0)
@@ -315,10 +321,10 @@ class Session:
         seen = unimix_log_probs(self._model.posterior_logits, self._model.world_model.config.Unimix)
         facts = {
             "step": self.number,
+            "return": self._return,
+            "last_return": self._last_return,
             "apart": self._apart,
             "mode": controls.mode,
-            "player": controls.player,
-            "plan": controls.plan,
             "value": float(agent.value(where.feature)),
             "prior_entropy": float(entropy(where.prior_log_probs).mean()),
             "posterior_entropy": float(entropy(seen).mean()),

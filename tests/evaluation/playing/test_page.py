@@ -153,6 +153,37 @@ def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
     assert "on" in page.get_attribute("[data-player=you]", "class")
 
 
+def test_what_is_chosen_while_it_is_paused_is_shown(page: Any, site: Site) -> None:
+    assert page.evaluate("document.body.dataset.paused") == "true"
+    for player in ("agent", "you"):
+        page.click(f"[data-player={player}]")
+        wait_until(page, lambda player=player: site.session.controls.player == player)
+        page.wait_for_timeout(200)
+        assert page.get_attribute(f"[data-player={player}]", "aria-pressed") == "true"
+    page.select_option("#plan", "4/4/1")
+    wait_until(page, lambda: site.session.controls.plan == "4/4/1")
+    page.wait_for_timeout(200)
+    assert page.input_value("#plan") == "4/4/1"
+    page.select_option("#plan", "1/1/1")
+    wait_until(page, lambda: site.session.controls.plan == "1/1/1")
+
+
+def test_arrow_keys_move_what_has_the_focus(page: Any, site: Site) -> None:
+    step, oldest = step_of(page), int(page.get_attribute("#timeline", "min") or 0)
+    assert step > oldest + 1
+    page.focus("#timeline")
+    page.keyboard.press("ArrowLeft")
+    wait_until(page, lambda: step_of(page) == step - 1)
+    page.click("#record")  # all are shown the present then, but not who looks back
+    page.click("#record")
+    page.wait_for_timeout(300)
+    assert step_of(page) == step - 1 == int(page.input_value("#timeline")) and site.session.number == step
+    page.evaluate("document.activeElement.blur()")
+    page.focus("[data-token=LEFT]")
+    page.keyboard.press("Enter")
+    wait_until(page, lambda: step_of(page) == step + 1)
+
+
 def test_keys_are_changed_and_stay_so(page: Any) -> None:
     page.click("#remap")
     for key in ("a", "d"):
@@ -164,7 +195,7 @@ def test_keys_are_changed_and_stay_so(page: Any) -> None:
     page.reload()
     wait_until(page, lambda: page.evaluate("document.getElementById('picture-seen').width") == 64)
     before, step = paddle(page), step_of(page)
-    page.keyboard.press("d")
+    page.keyboard.press("D")  # Caps Lock
     wait_until(page, lambda: step_of(page) == step + 1)
     assert paddle(page) > before or before > 0.8
 

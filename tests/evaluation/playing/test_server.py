@@ -81,7 +81,7 @@ def test_a_thousand_malformed_messages_are_dropped(tmp_path: Path) -> None:
                 await (socket.send_str if isinstance(message, str) else socket.send_bytes)(message)
             before = (await frames(socket, 1))[0]["step"]
             later = (await frames(socket, 3))[-1]
-            assert later["step"] > before and later["mode"] == "game" and later["player"] == "agent"
+            assert later["step"] > before and later["mode"] == "game" and player.status()["player"] == "agent"
             assert player.pace == 60.0 and not player.paused
 
     serve(tmp_path, scenario)
@@ -140,6 +140,34 @@ def test_two_clients_watch_one_game_and_a_deaf_one_harms_nobody(
         while player.clients:
             await asyncio.sleep(0.02)
         writer.close()
+
+    serve(tmp_path, scenario)
+
+
+def test_one_too_many_is_told_so(tmp_path: Path) -> None:
+    async def scenario(client: TestClient, player: Player) -> None:
+        watching = [await client.ws_connect("/ws") for _ in range(server.MOST_CLIENTS)]
+        async with client.ws_connect("/ws") as socket:
+            message = await socket.receive()
+            assert (message.data, message.extra) == (server.FULL, "too many watch already")
+        for socket in watching:
+            await socket.close()
+
+    serve(tmp_path, scenario)
+
+
+def test_what_a_page_held_is_let_go_when_it_is_closed(tmp_path: Path) -> None:
+    async def scenario(client: TestClient, player: Player) -> None:
+        controls, idle = player.session.controls, player.session.idle
+        async with client.ws_connect("/ws") as other:
+            async with client.ws_connect("/ws") as socket:
+                await socket.send_json({"do": "player", "value": "you"})
+                await socket.send_json({"do": "action", "value": 2})
+                while controls.held != 2:
+                    await frames(other, 1)
+                assert player.status()["held"] == 2
+            while controls.held != idle:
+                await frames(other, 1)
 
     serve(tmp_path, scenario)
 

@@ -24,6 +24,7 @@ from evaluation.playing.session import Session
 from evaluation.policies import SHIPPED, load_policy
 from replay_buffer import ReplayBuffer
 from training.demonstrations import load_demonstrations
+from utils import UserError
 
 LEFT, STAY, RIGHT = 0, 1, 2
 
@@ -131,7 +132,7 @@ def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None
     do(session, "plan", "4/4/1")
     assert session.policy.world_model.prior.plan.sweeps == (4, 4)
     facts = session.step().facts
-    assert facts["plan"] == "4/4/1"
+    assert session.controls.plan == "4/4/1"
     assert [sorted(groups) for groups in facts["sweeps"]] == [[0, 1, 2, 3]] * 2  # which latent came when
 
 
@@ -144,7 +145,7 @@ def test_one_can_go_back_to_a_way_of_sampling_of_the_agents_own(tmp_path: Path) 
         assert session.plans == ["2/2/1", "1/1/1", "4/4/1"]
         do(session, "plan", "1/1/1")
         do(session, "plan", "2/2/1")
-        assert session.step().facts["plan"] == "2/2/1"
+        assert session.step() and session.controls.plan == "2/2/1"
 
 
 def test_training_takes_a_recording(session: Session, tmp_path: Path) -> None:
@@ -234,6 +235,38 @@ def test_a_recording_ends_where_its_steps_would_no_longer_follow_each_other(
     assert session.recording is None and len(session.saved) == 2
 
 
+def test_the_return_so_far_and_that_of_the_last_episode_stay_in_sight(session: Session) -> None:
+    so_far, last = 0.0, None
+    for _ in range(25):
+        facts = session.step().facts
+        so_far += facts["reward"]
+        if facts["episode_end"]:
+            so_far, last = 0.0, so_far
+        assert (facts["return"], facts["last_return"]) == (so_far, last)
+    assert last is not None
+
+
+def test_what_a_step_brought_stays_in_sight_when_the_dream_splits_off(session: Session) -> None:
+    facts = session.step().facts
+    do(session, "mode", "branch")
+    do(session, "split")
+    again = header(session.message)
+    assert all(again[name] == facts[name] for name in ("action", "reward", "end", "foreseen_reward"))
+
+
+def test_a_recording_that_cannot_be_saved_says_so(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(recording: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("evaluation.playing.recording.Recording.save", full)
+    do(session, "record", True)
+    session.step()
+    do(session, "record", False)
+    assert (session.saved, session.problem) == ([], "the disk is full")
+    do(session, "record", True)
+    assert session.problem == ""
+
+
 def test_a_reset_begins_another_episode(session: Session) -> None:
     session.step()
     do(session, "reset")
@@ -262,7 +295,7 @@ def test_states_and_continuous_actions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.glob("*-catch")))
 def test_shipped_agents_play_well_and_foresee_what_comes(name: str, tmp_path: Path) -> None:
     frames = [frame.facts for frame in play_shipped(name, tmp_path, 90)]
-    returns = [facts["return"] for facts in frames if facts["episode_end"]]
+    returns = [facts["last_return"] for facts in frames if facts["episode_end"]]
     assert len(returns) == 10 and sum(returns) >= 8
     within = [facts for facts in frames if not facts["end"]]  # the next ball cannot be foreseen
     assert np.mean([facts["error"] for facts in within]) < 0.02
