@@ -201,7 +201,10 @@ def main(arguments: list[str]) -> int:
         found = differences(whole, killed)
     print(f"{sum(done.values())} kills: {dict(done)}")
     print("\n".join(found) if found else "identical")
-    return 1 if found else 0
+    enough = 2 * sum(done.values()) >= options.kills  # a run that ended before its kill tells nothing
+    if not enough:
+        print("too few kills came in time to tell")
+    return 0 if enough and not found else 1
 
 
 if __name__ == "__main__":

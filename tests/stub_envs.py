@@ -132,7 +132,7 @@ class Slow(Steady):
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Go on, late."""
         if self.seed < FRESH_SEED and self.steps == TROUBLE_AT:
-            time.sleep(0.6)
+            time.sleep(2)
         return super().step(action)
 
 

@@ -94,6 +94,10 @@ def test_losses_are_those_of_the_paper(reward_scale: float, scale_of: str) -> No
         "entropy_loss": policy.entropy().mean(),
         "S": spread,
         "norm_ratio": spread.clamp(min=1),
+        "imagined_return": g.mean(),
+        "imagined_reward": rollout.reward.mean(),
+        "value": value.mean(),
+        "value_explained": 1 - (g - value[:, :-1]).var() / g.var(),
     }
     expected["total_loss"] = (
         expected["policy_loss"]

@@ -420,6 +420,12 @@ def test_what_cannot_be_restored_begins_new_episodes_and_says_so(make: Make) -> 
         assert play(environment, [1])[0].episode_length[0] == 1
         environment.load_state_dict(state)
         assert environment.seeds == seeds  # the same state, the same new seeds
+        play(environment, [1] * 5)
+        state = environment.state_dict()
+        if start:
+            state["environments"][0]["start"] = torch.tensor(start, dtype=torch.uint8)
+        environment.load_state_dict(state)
+        assert environment.seeds != seeds  # a later state that cannot be restored begins other episodes
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt])

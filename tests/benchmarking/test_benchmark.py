@@ -109,8 +109,8 @@ def test_what_the_time_does_not_suffice_for_is_named(
 def test_a_loop_stops_when_its_time_is_up() -> None:
     config = benchmark.load_config([*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0"])
     start = time.monotonic()
-    figures = benchmark.end_to_end(config, 1_000_000, benchmark.train, start + 2)
-    assert figures["env_steps_per_s"] > 0 and time.monotonic() - start < 10
+    figures = benchmark.end_to_end(config, 1_000_000, benchmark.train, start + 5)
+    assert figures["env_steps_per_s"] > 0 and time.monotonic() - start < 30
     assert benchmark.end_to_end(config, 1_000_000, benchmark.train, start) == {}
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
+import kill_and_compare
 import pytest
 
+from benchmark import make_parser
 from configuration.loading import load_config
 from evaluation.options import parse_options as parse_evaluation
 from evaluation.record import parse_options as parse_recording
+from experiments import joint_prior
+from experiments.grid import grid_parser
 from play import parse_options as parse_play
 from sweeping.options import parse_options as parse_sweep
 from sweeping.runs import plan_runs
@@ -34,6 +39,8 @@ def commands() -> Iterator[tuple[str, str]]:
 def check(words: list[str]) -> None:
     """Have the command's own code read its arguments."""
     program, arguments = words[0], words[1:]
+    if any("dm_control/" in word for word in arguments):
+        pytest.importorskip("dm_control")
     if program == "train.py" and "--help" not in arguments:
         load_config(arguments)
     elif program == "eval.py":
@@ -47,6 +54,16 @@ def check(words: list[str]) -> None:
     elif program == "./train.sh":
         game, seed, config, *settings = arguments
         plan_runs(parse_sweep([f"games={game}", f"seeds={seed}", f"configs={config}", *settings]))
+    elif program == "benchmark.py":
+        load_config(make_parser().parse_args(arguments).overrides)
+    elif program == "tests/kill_and_compare.py":
+        kill_and_compare.parse(arguments)
+    elif program == "experiments/joint_prior.py":
+        joint_prior.read_options(arguments)
+    elif program.startswith("experiments/"):
+        suite = getattr(import_module(program[:-3].replace("/", ".")), "SUITE", None)
+        if suite is not None:
+            grid_parser(suite, "").parse_args(arguments)
 
 
 @pytest.mark.parametrize(("origin", "command"), sorted(set(commands())))

@@ -38,11 +38,14 @@ from tiny_runs import (
 )
 
 from agents import Policy
+from compute.execution import Execution
+from configuration.loading import load_config
 from env_wrapper import VectorEnvironment
 from evaluation import load_policy, scoring, video
 from evaluation import policies as evaluation_policies
+from evaluation.episodes import environment_spaces
 from evaluation.episodes import evaluate as play_episodes
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, load_models
 from evaluation.tables import Episode
 from replay_buffer import ReplayBuffer
 from training.learner import Learner
@@ -240,11 +243,45 @@ def test_evaluating_filming_and_saving_do_not_change_training(runs: Path) -> Non
 # --- other ways to train
 
 
-def test_release_quirks_train_and_act_blindly(runs: Path) -> None:
+def test_release_quirks_train_act_and_score_as_the_release_does(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert train(runs, "quirks", "BasicSettings.ReleaseQuirks=true").code == 0
     assert differing(weights(runs, "storm"), weights(runs, "quirks"))
+    asked: list[bool] = []
+    for module in (scoring, evaluation_policies):
+        make = module.evaluation_environment
+        monkeypatch.setattr(
+            module, "evaluation_environment", lambda *given, make=make: asked.append(given[3]) or make(*given)
+        )
+    play = scoring.evaluate
+    monkeypatch.setattr(scoring, "evaluate", lambda *given: asked.append(given[3]) or play(*given))
     with in_folder(runs):
-        assert load_policy("quirks").blind and not load_policy("storm").blind
+        for name, as_release in (("quirks", True), ("storm", False)):
+            policy = load_policy(name)
+            policy.make_environment().close()
+            assert policy.blind == as_release and asked == [as_release]
+            asked.clear()
+    for name, option, as_release in (
+        ("quirks", "-greedy", True),
+        ("quirks", "-protocol=fair", False),
+        ("storm", "-protocol=release", True),
+        ("storm", "-greedy", False),
+    ):
+        scored = evaluate(runs, f"-run_name={name}", "-checkpoints=last", "-num_episodes=1", option)
+        assert scored.code == 0 and asked == [as_release, as_release], (name, option)
+        asked.clear()
+
+
+def test_in_training_the_release_counts_the_last_reward_into_the_next_episode(tmp_path: Path) -> None:
+    game = ["BasicSettings.env_name=Diagnostic/Catch-v0", "JointTrainAgent.SampleMaxSteps=100"]
+    returns = {}
+    for quirks in (False, True):
+        assert train(tmp_path, str(quirks), *game, f"BasicSettings.ReleaseQuirks={quirks}").code == 0
+        tag = "sample/Diagnostic/Catch-v0_reward"
+        returns[quirks] = [line[tag] for line in metrics(tmp_path, str(quirks)) if tag in line]
+    assert {abs(each) for each in returns[False]} == {1.0}  # a ball is caught or lost with the last step
+    assert returns[True][0] == 0.0 and {abs(each) for each in returns[True][1:]} == {1.0}
 
 
 def test_demonstrations_are_mixed_into_both_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,6 +606,13 @@ def test_checkpoints_of_the_original_storm_are_evaluated(original_storm: Path) -
     result = evaluate(original_storm, *arguments, game)
     assert result.code == 0, result.error
     assert [row[0] for row in table(original_storm, "original")] == ["step", "7"]
+    with in_folder(original_storm):
+        config = load_config(
+            ["BasicSettings.config_path=original.yaml", "BasicSettings.env_name=ALE/Pong-v5"]
+        )
+        execution = Execution(config.BasicSettings, torch.device("cpu"))
+        models = load_models(config, environment_spaces(config), execution, Path(), 7)
+    assert EvaluationPolicy(config, models, 1, execution, 0, greedy=False).blind  # as its actor was trained
     wrong = evaluate(original_storm, *arguments, "-env_name=ALE/Boxing-v5")  # eighteen
     assert wrong.code == 2 and "world_model_7.pth" in wrong.error and "shape" in wrong.error
 

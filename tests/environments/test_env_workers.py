@@ -86,6 +86,7 @@ def test_a_fault_begins_new_episodes_on_new_seeds(trouble: str, num_envs: int, m
         step(environment)
     assert FAULTS[trouble] in str(caught.value) and environment.name in str(caught.value)
     assert not set(environment.seeds) & set(seeds) and min(environment.seeds) >= FRESH_SEED
+    assert len(set(environment.seeds)) == num_envs
     assert not environment.observation.any()  # first frames: the stub's show the step's number
     assert environment.state_dict()["fault_count"] == 1
     results = [step(environment) for _ in range(10)]

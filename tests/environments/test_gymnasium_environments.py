@@ -47,6 +47,12 @@ def need(package: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
+def need_renderer() -> None:
+    """Skip the test where MuJoCo cannot draw without a display."""
+    if sys.platform == "linux" and not any(map(control._works, control.LIBRARIES)):
+        pytest.skip("neither EGL nor OSMesa is here")
+
+
 def random_actions(environment: VectorEnvironment, count: int, seed: int = 0) -> np.ndarray:
     """Actions (count, N, ...) that the environment takes."""
     spec, rng = environment.spaces.action, np.random.default_rng(seed)
@@ -125,6 +131,7 @@ def test_a_dm_control_task_is_resumed_across_its_end_and_truncated_there(make: M
 
 def test_a_saved_drawn_episode_looks_the_same_when_resumed(make: Make) -> None:
     need("mujoco")
+    need_renderer()
     environment, resumed = (make("Reacher-v5", seed=seed, Observation="image") for seed in (3, 8))
     environment.reset(), resumed.reset()
     play(environment, random_actions(environment, 3))

@@ -17,9 +17,9 @@ from configuration.schema import BasicSettings, Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from sub_models.action_distributions import BoundedNormal, Categorical
 from sub_models.batch import Batch
-from sub_models.functions_losses import symexp
+from sub_models.functions_losses import symexp, symlog
 from sub_models.transformer_model import MIXERS, SequenceModel
-from sub_models.vector import VectorDecoder
+from sub_models.vector import VectorDecoder, VectorEncoder
 
 SIZE, DIMS = 3, 2
 VECTOR, BOX = ObservationSpec("vector", (SIZE,)), ActionSpec("continuous", DIMS)
@@ -212,6 +212,12 @@ def test_imagination_gives_the_world_model_what_would_be_executed() -> None:
     torch.testing.assert_close(
         agent.actions.log_prob(outputs, rollout.action), normal_of(outputs).log_prob(rollout.action)
     )
+
+
+def test_vectors_are_seen_in_symlog_space() -> None:
+    encoder = VectorEncoder(Config().Models.WorldModel, (SIZE,), 8)
+    vectors = 100 * torch.randn(3, SIZE)
+    torch.testing.assert_close(encoder(vectors), encoder.layers(symlog(vectors)))
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -347,6 +347,23 @@ def test_one_pass_samples_follow_the_predicted_probabilities() -> None:
     torch.testing.assert_close(frequencies, probs.detach(), rtol=0, atol=0.015)
 
 
+@pytest.mark.parametrize(("model_type", "plan"), [("STORM", 1), ("GITSTORM", 1), ("GITSTORM", 2)])
+def test_draws_are_mixed_with_the_uniform_distribution(model_type: str, plan: int) -> None:
+    models = maskgit_config(plan, plan, 1)
+    models.WorldModel.Unimix = 0.5
+    torch.manual_seed(0)
+    prior = make_prior(models, model_type).eval()
+    certain = prior.head.bias.view(4, 5)[:, 2] if model_type == "STORM" else prior.transformer.bias[2:3]
+    with torch.no_grad():
+        certain += 50.0
+    hidden = torch.randn(1, 16).expand(20_000, 16)
+    tokens = prior.sample(hidden, uniform(20_000, prior.sample_noise_size))
+    expected = torch.full((4, 5), 0.1)
+    expected[:, 2] += 0.5
+    torch.testing.assert_close(one_hot(tokens, 5).mean(0), expected, rtol=0, atol=0.015)
+    torch.testing.assert_close(prior.log_probs(hidden[:1])[0].exp(), expected, rtol=0, atol=1e-4)
+
+
 def test_priors_keep_leading_axes() -> None:
     for model_type in ("STORM", "GITSTORM"):
         prior = make_prior(maskgit_config(), model_type)

@@ -89,7 +89,11 @@ def test_loss_is_made_of_its_parts(model_type: str) -> None:
     kl = (divergence * prediction.kl_weight).sum(-1).mean()
 
     assert kl > 0.01
+    counted, unsure = prediction.kl_weight, Categorical(logits=prediction.log_probs).entropy()
     expected = {
+        "posterior_entropy": Categorical(logits=posterior).entropy().mean(),
+        "prior_entropy": (unsure * counted).sum() / counted.sum(),
+        "real_reward": batch.reward.mean(),
         "reconstruction_loss": reconstruction,
         "reward_loss": reward,
         "termination_loss": termination,
@@ -166,15 +170,16 @@ def test_reconstruction_trains_the_encoder_straight_through() -> None:
     assert world_model.encoder.layers[0].weight.grad.abs().max() > 0
 
 
-def test_no_gradient_passes_through_maskgit_tokens() -> None:
-    """The tokens are indices: what the prior says changes with them only as data."""
-    world_model, _ = small_models("GITSTORM")
-    batch, noise = random_batch(2, 5), uniform(2, 5, world_model.loss_noise_size)
-    _, index, hidden = forward(world_model, batch, noise)
-    assert index.dtype == torch.int64 and not index.requires_grad
-    prediction = world_model.prior.predict(hidden[:, :-1].detach(), index[:, 1:], noise[:, 1:, 4:])
-    prediction.log_probs.sum().backward()
-    assert world_model.encoder.head.weight.grad is None
+def test_pixels_of_what_moves_count_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sprite of one pixel in one of ten pictures; the pixel counts nine times where the sprite is."""
+    world_model, _ = small_models()
+    world_model.config.MovingWeight, world_model.config.MovingThreshold = 9.0, 0.1
+    pictures = torch.full((2, 5, 16, 16, 3), 51, dtype=torch.uint8)  # 0.2
+    pictures[1, 2, 3, 1, 0] = 255
+    monkeypatch.setattr(world_model, "decode", lambda latent: torch.zeros(2, 5, 3, 16, 16))
+    expected = torch.full((2, 5), 768 * 0.04)
+    expected[1, 2] = 765 * 0.04 + 9 * (1.0 + 2 * 0.04)
+    torch.testing.assert_close(world_model.reconstruction_loss(torch.zeros(2, 5, 1), pictures), expected)
 
 
 def test_maskgit_is_shown_the_sample_that_the_sequence_model_was_fed() -> None:

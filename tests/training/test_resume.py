@@ -532,7 +532,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_failing_environment_is_logged_counted_and_replaced(
     tmp_path: Path, stub: list[str], trouble: str, words: str
 ) -> None:
-    timeout = "Environment.StepTimeout=1" if trouble == "Hangs" else "Environment.StepTimeout=0"
+    timeout = "Environment.StepTimeout=3" if trouble == "Hangs" else "Environment.StepTimeout=0"
     result = train(tmp_path, "run", f"BasicSettings.env_name=stub_envs:Stub{trouble}-v0", timeout, *stub)
     assert result.code == 0, result.error
     assert words in result.err and "began new episodes on seeds" in result.err

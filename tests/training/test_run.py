@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,15 @@ def test_evaluations_in_training_are_as_greedy_as_evaluations_are(
     monkeypatch.setattr(training_run, "EvaluationPolicy", policy)
     trained(f"Evaluation.Greedy={greedy}", "JointTrainAgent.EvalEverySteps=20", "Evaluation.NumEpisodes=1")
     assert made and {each.greedy for each in made} == {greedy}
+
+
+def test_a_finding_is_logged_as_one_where_it_is_ok(trained: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_run, "health", lambda *_: {"KL": "ok (1.5)", "policy": "look (0.01)"})
+    run = trained()
+    lines = [json.loads(line) for line in run.directory.metrics_file.read_text().splitlines()]
+    found = [(line["health/KL"], line["health/policy"]) for line in lines if "health/KL" in line]
+    assert found and set(found) == {(1.0, 0.0)}
+    assert run.health_line() == f"step {run.step}: KL ok (1.5); policy look (0.01)"
 
 
 def test_the_video_of_each_checkpoint_shows_other_windows(trained: Start) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from compute.execution import Execution
 from configuration.schema import Config
 from evaluation.policies import EvaluationPolicy
-from sub_models.batch import Batch
 from training.learner import Learner, make_policy
 from utils import UserError
 
@@ -143,17 +142,26 @@ def test_a_bad_batch_leaves_no_trace(model_type: str) -> None:
     assert changed == counters
 
 
-def test_too_many_bad_updates_stop_the_run_and_name_the_culprits() -> None:
+@pytest.mark.parametrize(
+    ("group", "culprits"), [("WorldModel", "reward_loss.*reward_head"), ("ActorCritic", "value_loss.*critic")]
+)
+def test_too_many_bad_updates_stop_the_run_and_name_the_culprits(group: str, culprits: str) -> None:
     learner = small_learner()
     batch = random_batch(2, 6)
-    bad = batch._replace(reward=torch.full_like(batch.reward, torch.nan))
+    rollout = learner.imagine(random_batch(5, 3))
+
+    def update(reward: float) -> None:
+        poisoned = [each._replace(reward=each.reward * reward) for each in (batch, rollout)]
+        learner.update_world_model(poisoned[0] if group == "WorldModel" else batch)
+        learner.update_agent(poisoned[1] if group == "ActorCritic" else rollout)
+
     for _ in range(2):
-        learner.update_world_model(bad)
+        update(torch.nan)
     learner.stop_if_diverged(3)
-    learner.update_world_model(bad)
-    with pytest.raises(UserError, match=r"WorldModel: 3 updates .*reward_loss.*reward_head"):
+    update(torch.nan)
+    with pytest.raises(UserError, match=rf"^{group}: 3 updates .*{culprits}"):
         learner.stop_if_diverged(3)
-    learner.update_world_model(batch)
+    update(1.0)
     learner.stop_if_diverged(3)
 
 
@@ -205,11 +213,6 @@ def test_release_quirks_reach_policies_and_returns(quirks: bool, blind: bool) ->
         EvaluationPolicy(config, models, 1, execution, 0, greedy=False),
     ):
         assert policy.blind == (quirks or blind)
+    original = (learner.world_model, learner.agent, True)  # of the original STORM's checkpoints
+    assert EvaluationPolicy(config, original, 1, execution, 0, greedy=False).blind
     assert learner.agent.bootstrap_shift == (0 if quirks else 1)
-
-
-def test_demonstrations_widen_a_batch() -> None:
-    """Windows of two sources are one batch for the update."""
-    learner = small_learner()
-    learner.update_world_model(Batch.concatenate(random_batch(2, 6), random_batch(1, 6, seed=1)))
-    assert learner.metrics.read()["WorldModel/bad_updates"] == 0

@@ -102,6 +102,15 @@ def page(browser: Any, site: Site) -> Any:
     return open_page(browser, site)
 
 
+def set_paused(page: Any, site: Site, paused: bool) -> None:
+    """Pause or go on, whatever the tests before have left."""
+    wait_until(page, lambda: step_of(page) > 5)  # there is something to look back on
+    if (page.evaluate("document.body.dataset.paused") == "true") != paused:
+        page.click("#pause")
+    wait_until(page, lambda: page.evaluate("document.body.dataset.paused") == str(paused).lower())
+    wait_until(page, lambda: not paused or step_of(page) == site.session.number)
+
+
 def step_of(page: Any) -> int:
     """Return the step whose pictures are drawn."""
     return int(page.evaluate("document.body.dataset.step ?? -1"))
@@ -134,9 +143,9 @@ def test_frames_arrive_without_a_complaint(page: Any) -> None:
     assert page.inner_text("#game") == "Diagnostic/Catch-v0" and page.complaints == []
 
 
-def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
-    page.click("#pause")
-    wait_until(page, lambda: page.evaluate("document.body.dataset.paused") == "true")
+def test_pause_step_and_keys_move_the_paddle(page: Any, site: Site) -> None:
+    set_paused(page, site, True)
+    page.evaluate("bindings = { LEFT: 'ArrowLeft', RIGHT: 'ArrowRight' }")
     page.wait_for_timeout(500)
     step = step_of(page)
     page.wait_for_timeout(300)
@@ -154,7 +163,7 @@ def test_pause_step_and_keys_move_the_paddle(page: Any) -> None:
 
 
 def test_what_is_chosen_while_it_is_paused_is_shown(page: Any, site: Site) -> None:
-    assert page.evaluate("document.body.dataset.paused") == "true"
+    set_paused(page, site, True)
     for player in ("agent", "you"):
         page.click(f"[data-player={player}]")
         wait_until(page, lambda player=player: site.session.controls.player == player)
@@ -169,6 +178,7 @@ def test_what_is_chosen_while_it_is_paused_is_shown(page: Any, site: Site) -> No
 
 
 def test_arrow_keys_move_what_has_the_focus(page: Any, site: Site) -> None:
+    set_paused(page, site, True)
     step, oldest = step_of(page), int(page.get_attribute("#timeline", "min") or 0)
     assert step > oldest + 1
     page.focus("#timeline")
@@ -184,7 +194,8 @@ def test_arrow_keys_move_what_has_the_focus(page: Any, site: Site) -> None:
     wait_until(page, lambda: step_of(page) == step + 1)
 
 
-def test_keys_are_changed_and_stay_so(page: Any) -> None:
+def test_keys_are_changed_and_stay_so(page: Any, site: Site) -> None:
+    set_paused(page, site, True)
     page.click("#remap")
     for key in ("a", "d"):
         page.keyboard.press(key)
@@ -200,12 +211,13 @@ def test_keys_are_changed_and_stay_so(page: Any) -> None:
     assert paddle(page) > before or before > 0.8
 
 
-def test_the_timeline_goes_back_and_the_dream_begins_there(page: Any) -> None:
+def test_the_timeline_goes_back_and_the_dream_begins_there(page: Any, site: Site) -> None:
+    set_paused(page, site, True)
     latest = step_of(page)
     page.fill("#timeline", str(latest - 3))
     wait_until(page, lambda: step_of(page) == latest - 3)
     assert page.inner_text("#when") == f"step {latest - 3}"
-    page.keyboard.press("d")  # who plays on does so now
+    page.click("[data-token=RIGHT]")  # who plays on does so now
     wait_until(page, lambda: step_of(page) == latest + 1 and page.inner_text("#when") == "now")
     page.fill("#timeline", str(latest - 3))
     wait_until(page, lambda: step_of(page) == latest - 3)
@@ -226,6 +238,7 @@ def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
 
 
 def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
+    set_paused(page, site, True)
     page.click("[data-mode=branch]")
     wait_until(page, lambda: "0 steps apart" in page.inner_text("#note-dream"))
     wait_until(page, lambda: np.abs(picture(page, "game") - picture(page, "dream")).mean() < 8)  # at first
@@ -243,6 +256,7 @@ def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
 
 
 def test_a_reload_and_another_start_of_the_server_reconnect(page: Any, site: Site) -> None:
+    set_paused(page, site, False)
     page.reload()
     wait_until(page, lambda: step_of(page) > 0)
     complaints = list(page.complaints)
@@ -259,8 +273,7 @@ def test_a_phone_shows_it_all_and_is_played_by_touch(page: Any, site: Site) -> N
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.click("[data-mode=game]")
     page.click("[data-player=agent]")
-    page.click("#pause")
-    wait_until(page, lambda: page.evaluate("document.body.dataset.paused") == "true")
+    set_paused(page, site, True)
     page.click("#reset")
     page.wait_for_timeout(300)
     before = paddle(page)

@@ -18,6 +18,7 @@ from tests_support import CPU
 from tiny_runs import train
 
 from configuration.schema import Environment
+from environments import control
 from evaluation.playing.commands import apply, read_command
 from evaluation.playing.frames import Frame, encode
 from evaluation.playing.session import Session
@@ -308,7 +309,8 @@ def test_a_shipped_agent_moves_an_arm_to_where_it_should_be(tmp_path: Path) -> N
     rewards = np.array([[frame.facts["reward"], frame.facts["foreseen_reward"]] for frame in frames])
     assert rewards[-40:, 0].mean() > 1.5  # 2 at most
     assert np.abs(rewards[:, 0] - rewards[:, 1]).mean() < 0.2
-    assert frames[-1].pictures["game"].shape == (240, 240, 3)
+    if any(map(control._works, control.LIBRARIES)):
+        assert frames[-1].pictures["game"].shape == (240, 240, 3)
 
 
 def play_shipped(name: str, folder: Path, steps: int) -> list[Frame]:
