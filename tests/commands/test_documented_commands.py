@@ -76,7 +76,7 @@ def test_a_documented_command_can_be_typed(
         words.pop(0)
     if words[0] == "-m":
         words[:2] = [f"{words[1].replace('.', '/')}.py"]
-    if words[0] in ("source", "tensorboard", "pip"):
+    if words[0] in ("source", "tensorboard", "pip", "python3"):
         words = words[words.index("-r") + 1 :] if "-r" in words else []
     assert all((ROOT / word).is_file() for word in words[:1])
     files = [
