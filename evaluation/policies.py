@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents import Policy, acts_blindly, make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
-from configuration.loading import load_saved_config
+from configuration.loading import apply_overrides, load_saved_config
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, Spaces
 from env_wrapper import VectorEnvironment
@@ -153,6 +153,7 @@ def load_policy(
     num_envs: int = 1,
     device: str = "auto",
     greedy: bool | None = None,
+    blind: bool | None = None,
 ) -> EvaluationPolicy:
     """Return the agent of a finished or running run, ready to act on frames.
 
@@ -164,6 +165,7 @@ def load_policy(
             assets/agents/; or a run's folder, a folder of checkpoints, or one of a checkpoint's files.
         checkpoint: "last" or a step, unless `source` is a file.
         greedy: take the most likely action (None: as the run's Evaluation.Greedy says).
+        blind: act on a prior sample, without the present frame (None: as in training).
 
     Raises:
         UserError: no such run or checkpoint, or one that cannot be used.
@@ -171,6 +173,8 @@ def load_policy(
     checkpoints, step_of_file = find_checkpoints(source)
     home = checkpoints if (checkpoints / "config.yaml").is_file() else checkpoints.parent
     config = load_saved_config(home / "config.yaml")
+    if blind is not None:
+        config = apply_overrides(config, [f"JointTrainAgent.ActBlindly={blind}"])
     step = choose_steps(checkpoints, step_of_file or str(checkpoint))[-1]
     execution = Execution(config.BasicSettings, resolve_device(device))
     spaces = read_spaces(home / "run.json") or environment_spaces(config)

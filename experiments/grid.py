@@ -55,6 +55,9 @@ class Suite:
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
     compare: Callable[[str, list[dict[str, Any]]], dict[str, Any]] = lambda task, runs: {}
     variants: Callable[[str], dict[str, list[str]]] = lambda model: {}  # settings of a model by name
+    played: Callable[[str, int, Path], dict[str, Any]] = (
+        lambda *_: {}
+    )  # more on a run: name, episodes, folder
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
         suite.step: last,
         "final_training_return": statistics.fmean(late) if late else None,
         "evaluation_returns": evaluated[-1][1],
+        **suite.played(run.name, episodes, folder),
         **({"evaluations": evaluated} if suite.every_checkpoint else {}),
         "changed": {key: value for key, _, value in differences(Config(), config)},
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),

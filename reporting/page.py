@@ -88,6 +88,7 @@ class Parts:
     def __init__(self, runs: Sequence[Run], left_out: Sequence[str], published: Published) -> None:
         self.runs, self.published = runs, published
         self.is_atari = any(run.is_atari for run in runs)
+        self.is_benchmark = any(run.benchmarked for run in runs)
         self.scores = grid.score_frame(runs)
         self.palette = figures.colours(run.label for run in runs)
         self.figures: dict[str, figures.Figure] = {}

@@ -1,7 +1,7 @@
 """Statistics over a grid of runs, after Agarwal et al. 2021 (arXiv 2108.13264), through scipy.
 
-A grid is a dict: game -> array (runs,) of human-normalised scores. Every interval is the 95 %
-percentile interval of a stratified bootstrap: the runs of each game are resampled on their own.
+A grid is a dict: game -> array (runs,) of human-normalised scores. Intervals over a grid are the 95 %
+percentile intervals of a stratified bootstrap: the runs of each game are resampled on their own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 5_000
+FEWEST = 10  # runs of a grid: with fewer such an interval is far too narrow
 BATCH = 500  # resamples held in memory at once
 TRIM = 0.25  # share of runs that the interquartile mean drops at either end
 HUMAN = 1.0  # human-normalised score of a person
@@ -30,9 +31,11 @@ class Interval(NamedTuple):
 def bootstrap(samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple | None:
     """Return percentile bounds (low, high) of `statistic`, each sample resampled along its last axis.
 
-    `statistic` maps arrays (..., runs_i) to (outputs, ...). None if a sample has fewer than two runs.
+    `statistic` maps arrays (..., runs_i) to (outputs, ...). None if a sample has fewer than two runs, or
+    all of them fewer than FEWEST.
     """
-    if min(sample.shape[-1] for sample in samples) < 2:
+    sizes = [sample.shape[-1] for sample in samples]
+    if min(sizes) < 2 or sum(sizes) < FEWEST:
         return None
     result = stats.bootstrap(
         samples,
@@ -83,8 +86,8 @@ def performance_profile(grid: Grid, thresholds: np.ndarray) -> tuple[np.ndarray,
 
 
 def mean_curve(curves: np.ndarray) -> tuple[np.ndarray, tuple | None]:
-    """Return the mean over seeds of curves (seeds, steps), and its bounds, each (steps,)."""
-    return curves.mean(0), bootstrap([curves.T], lambda resampled: resampled.mean(-1))
+    """Return the mean over seeds of curves (seeds, steps), and the lowest and highest if there are two."""
+    return curves.mean(0), (curves.min(0), curves.max(0)) if len(curves) > 1 else None
 
 
 class Difference(NamedTuple):

@@ -261,6 +261,7 @@ def test_release_quirks_train_act_and_score_as_the_release_does(
             policy = load_policy(name)
             policy.make_environment().close()
             assert policy.blind == as_release and asked == [as_release]
+            assert load_policy("storm", blind=True).blind and not load_policy("storm", blind=False).blind
             asked.clear()
     for name, option, as_release in (
         ("quirks", "-greedy", True),

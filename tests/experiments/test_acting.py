@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from configuration.schema import Config
+from evaluation.tables import Episode
 from experiments import acting, grid
 from utils import UserError
 
@@ -24,13 +27,28 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(grid, "evaluate", lambda *_: next(returns))
     monkeypatch.setattr(grid, "run_facts", lambda *_: known)
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
+    played: list[bool] = []
+
+    def load(source: Path, device: str, blind: bool) -> SimpleNamespace:
+        played.append(blind)
+        return SimpleNamespace(
+            make_environment=lambda: SimpleNamespace(close=lambda: None), config=Config(), blind=blind
+        )
+
+    monkeypatch.setattr(acting, "load_policy", load)
+    monkeypatch.setattr(
+        acting, "evaluate", lambda policy, *_, max_faults: [Episode(1.0 if policy.blind else 5.0, 9)]
+    )
     arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch"]
     assert acting.main([*arguments, "--seeds", "0", "1", "--out", "records"]) == 0
     seeing, blind, storing, *_ = (set(settings) for settings in trained)
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
     assert storing - seeing == {"JointTrainAgent.UpdateAfterStoring=True"} and not seeing - storing
     record: dict[str, Any] = json.loads(Path("records/Diagnostic_Catch-v0.json").read_text())
-    found = record["sides"]["STORM-catch"]
+    assert played == [False, True] * 6
+    of_ways = record["sides"]["STORM-catch"]
+    assert [of_ways[way]["blind"]["mean"] for way in ("seeing", "blindly")] == [5.0, 1.0]
+    found = of_ways["as trained"]
     assert found["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
     for side, scores, above in (("blind", [0.0, 1.0], 2.5), ("storing first", [2.0, 4.5], -0.25)):
         low, high = found[side]["interval"]
@@ -51,7 +69,7 @@ def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
 def test_without_the_first_side_nothing_is_compared() -> None:
     runs = [{"model": "STORM-tiny blind", "evaluation_returns": [score]} for score in (1.0, 2.0)]
     found = acting.compare("Seaquest", runs)
-    assert found == {"sides": {"STORM-tiny": {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}}}
+    assert found["sides"]["STORM-tiny"]["as trained"] == {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}
 
 
 def test_seeds_of_two_models_are_not_one_sample() -> None:
@@ -63,8 +81,8 @@ def test_seeds_of_two_models_are_not_one_sample() -> None:
         for seed in (0, 1)
     ]
     sides = acting.compare("Seaquest", runs)["sides"]
-    assert [sides[model]["blind"]["seeing_above"] for model in scores] == [1.0, 1.0]
-    assert all(len(sides[model]["blind"]["seeds"]) == 2 for model in scores)
+    assert [sides[model]["as trained"]["blind"]["seeing_above"] for model in scores] == [1.0, 1.0]
+    assert all(len(sides[model]["as trained"]["blind"]["seeds"]) == 2 for model in scores)
 
 
 def test_a_variant_is_refused_where_there_are_some() -> None:

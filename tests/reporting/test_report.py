@@ -77,17 +77,22 @@ def test_aggregates_reproduce_the_published_ones() -> None:
 def test_too_few_seeds_give_no_interval() -> None:
     grid = {"Boxing": np.array([0.5, 0.7]), "Pong": np.array([0.9])}
     assert all(interval.low is None for interval in statistics.aggregate(grid).values())
+    few = {game: np.linspace(0, 1, 3) for game in ("Boxing", "Krull", "Pong")}
+    assert all(interval.low is None for interval in statistics.aggregate(few).values())
+    assert all(
+        interval.low is not None for interval in statistics.aggregate(few | {"Alien": np.ones(2)}).values()
+    )
 
 
-def test_curve_interval_is_one_per_step_and_holds_the_mean() -> None:
-    curves = np.random.default_rng(0).normal(size=(4, 7))
+def test_a_curve_is_shown_with_its_lowest_and_highest_seed() -> None:
+    curves = np.array([[0.0, 2.0], [4.0, 6.0], [2.0, 1.0]])
     mean, (low, high) = statistics.mean_curve(curves)
-    assert mean.shape == low.shape == high.shape == (7,)
-    assert np.all((low <= mean) & (mean <= high)) and np.all(low >= curves.min(0))
+    assert (mean.tolist(), low.tolist(), high.tolist()) == ([2.0, 3.0], [0.0, 1.0], [4.0, 6.0])
+    assert statistics.mean_curve(curves[:1])[1] is None
 
 
 def test_profile_counts_runs_above_a_score() -> None:
-    grid = {"Boxing": np.array([0.1, 0.9, 2.0]), "Pong": np.array([1.5, 1.6, 1.7])}
+    grid = {"Boxing": np.repeat([0.1, 0.9, 2.0], 2), "Pong": np.repeat([1.5, 1.6, 1.7], 2)}
     shares, (low, high) = statistics.performance_profile(grid, np.array([0.0, 1.0, 1.6]))
     np.testing.assert_allclose(shares, [1.0, (1 / 3 + 1) / 2, (1 / 3 + 1 / 3) / 2])
     assert low.shape == high.shape == (3,) and low[1] < shares[1] < high[1]
