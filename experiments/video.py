@@ -121,20 +121,26 @@ def judge(data: str, models: list[str], seed: int) -> tuple[dict[str, Any], Judg
     return result, found
 
 
-def summarise(judgements: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and, of several seeds, 95 % interval of each measure by predictor."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
+def summarise(judgements: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean of each measure by predictor; of several seeds its 95 % interval, and how far it is above STORM's.
+
+    The seeds share their windows, so the difference is paired by seed.
+    """
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
     for name, found in judgements[0]["predictors"].items():
         for measure in (each for each in found if each != "by_horizon"):
             values = [judgement["predictors"][name][measure] for judgement in judgements]
             entry = {"mean": statistics.fmean(values)}
             if len(values) > 1:
                 entry["half_interval"] = interval(values)[1] - entry["mean"]
+                storms = [judgement["predictors"].get("STORM", {}).get(measure) for judgement in judgements]
+                if name != "STORM" and None not in storms:
+                    entry["above_storm"] = interval([a - b for a, b in zip(values, storms, strict=True)])
             summary.setdefault(name, {})[measure] = entry
     return summary
 
 
-def draw(summary: dict[str, dict[str, dict[str, float]]], data: str) -> Figure:
+def draw(summary: dict[str, dict[str, dict[str, Any]]], data: str) -> Figure:
     """Measures against the time that predicting took, with their intervals."""
     panels = PANELS | ({"consistent": "share of consistent frames"} if data == "twins" else {})
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")

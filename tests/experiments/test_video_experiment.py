@@ -30,6 +30,8 @@ def test_seeds_are_averaged_with_their_interval(data: str) -> None:
     assert len(draw(summary, data).axes) == (5 if data == "twins" else 4)
     assert "half_interval" not in summarise([judgement(1.0)])["STORM"]["mse"]
     assert np.isfinite(summary["last frame"]["mse"]["half_interval"])
+    assert summary["last frame"]["mse"]["above_storm"] == pytest.approx((-2 - (high - 3), -2 + (high - 3)))
+    assert "above_storm" not in summary["STORM"]["mse"]  # by the same windows, so paired: 1 less 1, 2 and 6
 
 
 def test_a_game_is_recorded_by_an_agent_that_is_trained_first(
