@@ -89,7 +89,8 @@ def test_every_call_of_the_tests_in_the_documents_finds_some() -> None:
 
 
 def test_every_file_it_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!http|#)([^)#]+)\)", README.read_text())
+    text = README.read_text()
+    links = [*re.findall(r"\]\((?!http|#)([^)#]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
