@@ -153,5 +153,5 @@ def newest_videos(runs: Sequence[Run]) -> dict[str, bytes]:
 
 def _in_words(row: Any) -> str:
     low, high = (tables.show(bound, 3) for bound in (row.iqm_low, row.iqm_high))
-    bounds = "too few seeds for an interval" if low == tables.MISSING else f"95 % interval {low} to {high}"
+    bounds = "too few runs for an interval" if low == tables.MISSING else f"95 % interval {low} to {high}"
     return f"{row.iqm:.3f} ({bounds})"
