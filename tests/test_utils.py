@@ -204,6 +204,7 @@ def test_a_notebook_may_run_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Shown())
     monkeypatch.setattr(sys, "argv", ["x.py"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests before have left
 
     def main(arguments: list[str]) -> None:
         with pytest.raises(utils.Interrupt):  # of a command, that an environment's own is told from
