@@ -486,9 +486,7 @@ def test_evaluations_are_seeded_apart_from_training_and_from_one_another(
     seeds: list[list[int]] = []
     streams: list[int] = []
     record_calls(monkeypatch, VectorEnvironment, "reset", lambda owner, _: seeds.append(list(owner.seeds)))
-    record_calls(
-        monkeypatch, EvaluationPolicy, "__init__", lambda owner, _: streams.append(owner.streams.seed)
-    )
+    record_calls(monkeypatch, EvaluationPolicy, "act", lambda owner, _: streams.append(owner.streams.seed))
     settings = ["JointTrainAgent.EvalEverySteps=20", "JointTrainAgent.SampleMaxSteps=42"]
     assert train(runs, "seeds", *settings, "BasicSettings.Seed=3").code == 0
     assert evaluate(runs, "-run_name=seeds", "-num_episodes=1").code == 0
