@@ -23,6 +23,7 @@ from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
 
 WEIGHT_FILE = re.compile(r"(?:world_model|agent)_([0-9]{1,15})\.pth")
+ALSO = {"-checkpoints": "all, "}  # what an option takes besides last and a step
 SHIPPED = REPOSITORY / "assets" / "agents"  # trained ones, each a folder with config.yaml and checkpoint
 Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
 
@@ -129,8 +130,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
     return storm_checkpoint.convert(weights, str(path)), True
 
 
-def choose_steps(directory: Path, which: str) -> list[int]:
-    """Return the checkpoint steps that `which` asks for: all, last, or one step.
+def choose_steps(directory: Path, which: str, option: str = "checkpoint") -> list[int]:
+    """Return the checkpoint steps that `which` asks for: all, last, or one step; `option` is what gave it.
 
     Raises:
         UserError: none saved, or not that one.
@@ -139,9 +140,8 @@ def choose_steps(directory: Path, which: str) -> list[int]:
     if which in ("all", "last") and steps:
         return steps if which == "all" else steps[-1:]
     if which not in ("all", "last") and not re.fullmatch("[0-9]{1,15}", which):
-        raise UserError(
-            f"checkpoint {which[:80]!r}: must be last or a step such as 100000; of eval.py also all"
-        )
+        choices = f"{ALSO.get(option, '')}last or a step such as 100000"
+        raise UserError(f"{option} {which[:80]!r}: must be {choices}")
     step = int(which) if which.isdigit() else 0
     checkpoint_files(directory, step)  # complains if it is not there
     return [step]

@@ -71,7 +71,7 @@ def read_target(options: argparse.Namespace) -> Target:
         run=run,
         config=config,
         checkpoints=checkpoints,
-        steps=choose_steps(checkpoints, options.checkpoints),
+        steps=choose_steps(checkpoints, options.checkpoints, "-checkpoints"),
         as_release=options.protocol == "release"
         or (options.protocol is None and config.BasicSettings.ReleaseQuirks),
         settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + scored),
