@@ -205,6 +205,11 @@ class VectorEnvironment:
             purpose = ("environment", index, self.fault_count, self._resume_count)
             self.seeds[index] = derive_seed(self._seed, *purpose) % SEED_RANGE
 
+    @property
+    def running_return(self) -> np.ndarray:
+        """Return of the episode that each environment is in, so far: raw, float64 (N,)."""
+        return self._return
+
     def render(self) -> np.ndarray:
         """Return the present picture of environment 0 as it draws it, uint8 (height, width, 3).
 

@@ -33,15 +33,7 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
         Whether the run reached its last step (False if it was asked to stop, and is saved).
     """
     task = run.config.JointTrainAgent
-    put_off, ended = run.evaluation_due, run.step >= task.SampleMaxSteps
-    if put_off:
-        evaluate(run, stop, bar)
-    if ended and not has_weights(
-        run.step, run.config, run.directory
-    ):  # it stopped later than it is to end now
-        run.save_checkpoint(run.step)
-    if put_off or ended:
-        run.save_state(status_of(run))
+    catch_up(run, stop, bar)
     while run.step < task.SampleMaxSteps:
         if stop.signal is not None:
             run.save_state("stopped")
@@ -54,6 +46,18 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
             continue
         log_and_save(run, before, stop, bar)
     return not run.evaluation_due
+
+
+def catch_up(run: TrainingRun, stop: StopRequest, bar: tqdm) -> None:
+    """Do what was left when the run stopped: an evaluation, or the weights where it is to end by now."""
+    ended = run.step >= run.config.JointTrainAgent.SampleMaxSteps
+    if not (run.evaluation_due or ended):
+        return
+    if run.evaluation_due:
+        evaluate(run, stop, bar)
+    if ended and not has_weights(run.step, run.config, run.directory):
+        run.save_checkpoint(run.step)
+    run.save_state(status_of(run))
 
 
 def take_step(run: TrainingRun) -> None:

@@ -21,6 +21,7 @@ UNREAD = {  # what is asked for → options that it does not read
     "-world_model": (*SCORING, *JUDGING),
     "scores": JUDGING,
 }
+BLINDLY = "JointTrainAgent.ActBlindly"  # the one setting of training that an evaluation may change
 SETTINGS = {  # option → the setting that it overrides
     "num_episodes": "Evaluation.NumEpisodes",
     "num_envs": "Evaluation.NumEnvs",
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("frame_features", "Fréchet distance of -video by EfficientNet-Lite0, not FVD", action="store_true")
     option("lpips_network", "TorchScript LPIPS of -video", type=Path)
     option("device", "device (default: the run's BasicSettings.device)")
-    meaning = "other settings of Environment, Evaluation or VideoPrediction"
+    meaning = f"other settings of Environment, Evaluation or VideoPrediction, or {BLINDLY}"
     parser.add_argument("overrides", nargs="*", metavar="Section.Key=value", help=meaning)
     return parser
 
@@ -102,7 +103,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     check_modes(options)
     for text in options.overrides:
         sections = ("Evaluation", "VideoPrediction") if options.video else ("Environment", "Evaluation")
-        if text.split(".")[0] not in sections:
+        acting = text.partition("=")[0] == BLINDLY and not options.video
+        if text.split(".")[0] not in sections and not acting:
             raise UserError(f"{text!r}: must be an option, or a setting of {' or '.join(sections)}")
         if text.startswith("VideoPrediction.HeldOutShare="):
             raise UserError(f"{text!r}: what is held out was settled when the run began")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents import Policy, acts_blindly, make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
-from configuration.loading import apply_overrides, load_saved_config
+from configuration.loading import load_saved_config
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, Spaces
 from env_wrapper import VectorEnvironment
@@ -22,8 +22,8 @@ from run_files.weights import checkpoint_files, list_checkpoints, load_into, loa
 from sub_models import storm_checkpoint
 from utils import REPOSITORY, UserError, resolve_device
 
-WEIGHT_FILE = re.compile(r"(?:world_model|agent)_([0-9]{1,15})\.pth")
-ALSO = {"-checkpoints": "all, "}  # what an option takes besides last and a step
+STEP = "[0-9]{1,15}"
+WEIGHT_FILE = re.compile(rf"(?:world_model|agent)_({STEP})\.pth")
 SHIPPED = REPOSITORY / "assets" / "agents"  # trained ones, each a folder with config.yaml and checkpoint
 Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
 
@@ -130,21 +130,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
     return storm_checkpoint.convert(weights, str(path)), True
 
 
-def choose_steps(directory: Path, which: str, option: str = "checkpoint") -> list[int]:
-    """Return the checkpoint steps that `which` asks for: all, last, or one step; `option` is what gave it.
+def choose_step(directory: Path, which: str = "last") -> int:
+    """Return the checkpoint's step that `which` asks for: last, or a step.
 
     Raises:
         UserError: none saved, or not that one.
     """
     steps = list_checkpoints(directory)
-    if which in ("all", "last") and steps:
-        return steps if which == "all" else steps[-1:]
-    if which not in ("all", "last") and not re.fullmatch("[0-9]{1,15}", which):
-        choices = f"{ALSO.get(option, '')}last or a step such as 100000"
-        raise UserError(f"{option} {which[:80]!r}: must be {choices}")
-    step = int(which) if which.isdigit() else 0
-    checkpoint_files(directory, step)  # complains if it is not there
-    return [step]
+    if which == "last":
+        which = str(steps[-1] if steps else 0)
+    if not re.fullmatch(STEP, which):
+        raise UserError(f"checkpoint {which[:80]!r}: must be last or a step such as 100000")
+    checkpoint_files(directory, int(which))  # complains if it is not there
+    return int(which)
 
 
 def load_policy(
@@ -153,7 +151,6 @@ def load_policy(
     num_envs: int = 1,
     device: str = "auto",
     greedy: bool | None = None,
-    blind: bool | None = None,
 ) -> EvaluationPolicy:
     """Return the agent of a finished or running run, ready to act on frames.
 
@@ -165,7 +162,6 @@ def load_policy(
             assets/agents/; or a run's folder, a folder of checkpoints, or one of a checkpoint's files.
         checkpoint: "last" or a step, unless `source` is a file.
         greedy: take the most likely action (None: as the run's Evaluation.Greedy says).
-        blind: act on a prior sample, without the present frame (None: as in training).
 
     Raises:
         UserError: no such run or checkpoint, or one that cannot be used.
@@ -173,9 +169,7 @@ def load_policy(
     checkpoints, step_of_file = find_checkpoints(source)
     home = checkpoints if (checkpoints / "config.yaml").is_file() else checkpoints.parent
     config = load_saved_config(home / "config.yaml")
-    if blind is not None:
-        config = apply_overrides(config, [f"JointTrainAgent.ActBlindly={blind}"])
-    step = choose_steps(checkpoints, step_of_file or str(checkpoint))[-1]
+    step = choose_step(checkpoints, step_of_file or str(checkpoint))
     execution = Execution(config.BasicSettings, resolve_device(device))
     spaces = read_spaces(home / "run.json") or environment_spaces(config)
     models = load_models(config, spaces, execution, checkpoints, step)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from configuration.loading import apply_overrides, differences, find_config, load_config, load_saved_config
 from configuration.schema import Config
-from evaluation.options import SETTINGS
-from evaluation.policies import choose_steps
+from evaluation.options import BLINDLY, SETTINGS
+from evaluation.policies import STEP, choose_step
 from run_files.directory import RunDirectory, as_outputs, find_run
+from run_files.weights import list_checkpoints
 from utils import UserError, as_file_name
 
 SHAPING = ("Models.", "JointTrainAgent.ModelType", "BasicSettings.ImageSize")  # what weights must fit
 JUDGED = ("Evaluation.", "VideoPrediction.")
+SCORED = ("Environment.", BLINDLY)
 UNSCORED = ("Environment.StepTimeout", "Environment.MaxFaults")  # all others may change a score
 
 
@@ -28,7 +31,7 @@ class Target:
     checkpoints: Path
     steps: list[int]
     as_release: bool  # first to finish, and the release's habits of seeding and counting
-    settings: str  # of the environment that differ from the run's own, as in the evaluation table
+    settings: str  # of environment and acting that differ from the run's own, as in the evaluation table
     judged: str  # keys of Evaluation and VideoPrediction that do
 
     @property
@@ -63,7 +66,7 @@ def read_target(options: argparse.Namespace) -> Target:
     own = read_config(options, run)
     config = override(own, options)
     changed = {key: new for key, _, new in differences(own, config) if key not in UNSCORED}
-    scored = [f"{key}={new}" for key, new in changed.items() if key.startswith("Environment.")]
+    scored = [f"{key}={new}" for key, new in changed.items() if key.startswith(SCORED)]
     judged = [f"{key.split('.')[1]}={new}" for key, new in changed.items() if key.startswith(JUDGED)]
     foreign = [] if checkpoints.absolute() == run.checkpoints.absolute() else ["ckpt_dir"]
     foreign += [] if run.config_file.is_file() else ["config_path", "env_name"]
@@ -71,12 +74,20 @@ def read_target(options: argparse.Namespace) -> Target:
         run=run,
         config=config,
         checkpoints=checkpoints,
-        steps=choose_steps(checkpoints, options.checkpoints, "-checkpoints"),
+        steps=choose_steps(checkpoints, options.checkpoints),
         as_release=options.protocol == "release"
         or (options.protocol is None and config.BasicSettings.ReleaseQuirks),
         settings=" ".join([f"{name}={getattr(options, name)}" for name in foreign] + scored),
         judged=" ".join(judged),
     )
+
+
+def choose_steps(directory: Path, which: str) -> list[int]:
+    """Return the checkpoint steps that -checkpoints asks for; raise UserError if there are none such."""
+    if which not in ("all", "last") and not re.fullmatch(STEP, which):
+        raise UserError(f"-checkpoints {which[:80]!r}: must be all, last or a step such as 100000")
+    every = list_checkpoints(directory) if which == "all" else []
+    return every or [choose_step(directory, "last" if which == "all" else which)]
 
 
 def read_config(options: argparse.Namespace, run: RunDirectory) -> Config:

@@ -19,60 +19,46 @@ there all the same.
 from __future__ import annotations
 
 import statistics
-from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from environments.single import environment_id
-from evaluation import load_policy
-from evaluation.episodes import evaluate
+from evaluation.options import BLINDLY
 from experiments.grid import Suite, run_grid
 from reporting.statistics import sum_of_means
-from run_files.directory import RunDirectory
 from utils import run_cli
 
-SEEING = "seeing"
+SEEING, BLIND = "seeing", "blind"
 SIDES = {
     SEEING: [],
-    "blind": ["JointTrainAgent.ActBlindly=True"],
+    BLIND: [f"{BLINDLY}=True"],
     "storing first": ["JointTrainAgent.UpdateAfterStoring=True"],
 }
-PLAYED = {"evaluation_returns": "as trained", "seeing_returns": "seeing", "blind_returns": "blindly"}
+AS_TRAINED = "as trained"
+WAYS = (AS_TRAINED, SEEING, BLIND)  # of playing
 WINDY = "WindyCatch"  # Diagnostic/WindyCatch-v0; other tasks are Atari's games
-
-
-def play_both_ways(name: str, episodes: int, folder: Path) -> dict[str, list[float]]:
-    """Return the returns of a run's last checkpoint that sees the present frame, and that acts blindly."""
-    found = {}
-    for returns, blind in (("seeing_returns", False), ("blind_returns", True)):
-        policy = load_policy(RunDirectory(name, folder).outputs, device="cpu", blind=blind)
-        with closing(policy.make_environment()) as environment:
-            played = evaluate(policy, environment, episodes, max_faults=policy.config.Environment.MaxFaults)
-        found[returns] = [episode.score for episode in played]
-    return found
 
 
 def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the sides score, by model and way of playing, and how far seeing is above the others."""
     models = sorted({run["model"].split(" ")[0] for run in runs})
-    ways = {words: returns for returns, words in PLAYED.items() if all(returns in run for run in runs)}
-    return {
-        "sides": {
-            model: {words: compare_sides(model, runs, returns) for words, returns in ways.items()}
-            for model in models
-        }
-    }
+    return {"sides": {model: {way: compare_sides(model, runs, way) for way in WAYS} for model in models}}
 
 
-def compare_sides(model: str, runs: list[dict[str, Any]], returns: str) -> dict[str, Any]:
+def returns_of(run: dict[str, Any], way: str) -> list[float]:
+    """Return the returns of a run's last checkpoint, played in one of WAYS."""
+    own_way = way == AS_TRAINED or (way == BLIND) == run["model"].endswith(f" {BLIND}")
+    return run["evaluation_returns" if own_way else "other_way_returns"]
+
+
+def compare_sides(model: str, runs: list[dict[str, Any]], way: str) -> dict[str, Any]:
     """Return the same of the runs of one model and one way of playing, by side."""
     facts: dict[str, Any] = {}
     for side in SIDES:
         of = [run for run in runs if run["model"] == f"{model} {side}"]
-        scores = [statistics.fmean(run[returns]) for run in of]
+        scores = [statistics.fmean(returns_of(run, way)) for run in of]
         if not scores:
             continue
         facts[side] = {"mean": statistics.fmean(scores), "seeds": scores}
@@ -93,7 +79,7 @@ SUITE = Suite(
     episodes=50,
     variants=lambda model: SIDES,
     compare=compare,
-    played=play_both_ways,
+    played_too=lambda run: f"{BLINDLY}={run.variant != BLIND}",
 )
 
 

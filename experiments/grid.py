@@ -55,9 +55,7 @@ class Suite:
     levels: Callable[[str], dict[str, float]] = lambda task: {}  # returns of a task to draw, by name
     compare: Callable[[str, list[dict[str, Any]]], dict[str, Any]] = lambda task, runs: {}
     variants: Callable[[str], dict[str, list[str]]] = lambda model: {}  # settings of a model by name
-    played: Callable[[str, int, Path], dict[str, Any]] = (
-        lambda *_: {}
-    )  # more on a run: name, episodes, folder
+    played_too: Callable[[Run], str] = lambda run: ""  # setting that its last checkpoint is also played with
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,8 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
     saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
     evaluated = [(step * repeat, evaluate(run.name, step, episodes, folder)) for step in saved]
+    setting = suite.played_too(run)
+    also = {"other_way_returns": evaluate(run.name, saved[-1], episodes, folder, setting)} if setting else {}
     facts = run_facts(run.name, folder)
     last = facts["trained_steps"] * repeat
     late = [value for at, value in returns if at > last - suite.window]
@@ -106,7 +106,7 @@ def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder:
         suite.step: last,
         "final_training_return": statistics.fmean(late) if late else None,
         "evaluation_returns": evaluated[-1][1],
-        **suite.played(run.name, episodes, folder),
+        **also,
         **({"evaluations": evaluated} if suite.every_checkpoint else {}),
         "changed": {key: value for key, _, value in differences(Config(), config)},
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),

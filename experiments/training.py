@@ -130,20 +130,23 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
     return list_checkpoints(RunDirectory(run_name, folder).checkpoints)
 
 
-def evaluate(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
-    """Returns of fresh episodes with a run's checkpoint, played unless they were before."""
-    if not evaluated_returns(run_name, step, episodes, folder):
+def evaluate(run_name: str, step: int, episodes: int, folder: Path, setting: str = "") -> list[float]:
+    """Returns of fresh episodes with a run's checkpoint, under a setting, played unless they were before."""
+    if not evaluated_returns(run_name, step, episodes, folder, setting):
         command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}", "-device=cpu"]
         command += [f"-checkpoints={step}", f"-num_episodes={episodes}"]
         command += ["-protocol=fair", "Evaluation.Greedy=False"]  # comparable, whatever the run's settings
+        command += [setting] if setting else []
         check_end(start(command, run_name, folder), run_name)
-    return evaluated_returns(run_name, step, episodes, folder)
+    return evaluated_returns(run_name, step, episodes, folder, setting)
 
 
-def evaluated_returns(run_name: str, step: int, episodes: int, folder: Path) -> list[float]:
+def evaluated_returns(
+    run_name: str, step: int, episodes: int, folder: Path, setting: str = ""
+) -> list[float]:
     """Returns of the fair evaluation of a checkpoint that has so many episodes; none if there is none."""
     table = RunDirectory(run_name, folder).table
-    wanted = (step, episodes, "")
+    wanted = (step, episodes, f"with {setting}" if setting else "")
     rows = [row for row in read_evaluations(table) if (row.step, row.episodes, row.how) == wanted]
     played = read_episodes(episode_table(table))
     return [episode.score for row in best_rows(rows) for episode in played.get(row.key, [])]

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,13 +115,15 @@ class Iteration:
         self.streams = RandomStreams(config.BasicSettings.Seed, execution.device)
         self.learner = Learner(config, spaces, execution, self.streams)
         self.policy = make_policy(config, self.learner, execution, self.streams)
-        self.replay, self.seen = self.fill_replay(spaces)
+        self.replay = self.fill_replay(spaces)
         self.windows, self.contexts = self.sample()
+        generator = self.streams.generator("benchmark")
+        self.seen = self.replay.sample(config.JointTrainAgent.NumEnvs, 1, generator).observation[:, 0]
         for _ in range(config.JointTrainAgent.ActingContextLength):
             self.act()
 
-    def fill_replay(self, spaces: Spaces) -> tuple[ReplayBuffer, Tensor]:
-        """Return a replay buffer of random steps, a few windows long, and its first observations."""
+    def fill_replay(self, spaces: Spaces) -> ReplayBuffer:
+        """Return a replay buffer of random steps, a few windows long."""
         task, rng, actions = self.config.JointTrainAgent, np.random.default_rng(0), self.learner.agent.actions
         steps = 4 * max(task.BatchLength, task.ImagineContextLength), task.NumEnvs
         observation = rng.uniform(0, 256, (*steps, *spaces.observation.shape))
@@ -134,7 +135,7 @@ class Iteration:
         }
         replay = ReplayBuffer(steps[0], task.NumEnvs, spaces, self.execution.device)
         replay.import_rows(0, rows)
-        return replay, self.execution.upload(rows["observation"][0])
+        return replay
 
     def sample(self) -> tuple[Batch, Batch]:
         """Return what one iteration draws from the replay buffer: windows and contexts."""

@@ -26,7 +26,7 @@ from environments.single import ignored_settings
 from environments.workers import IGNORED_SIGNALS
 from evaluation.episodes import Stopped, evaluate, summarise
 from evaluation.open_loop import comparison_video, open_loop
-from evaluation.policies import EvaluationPolicy, choose_steps, find_checkpoints, read_weights
+from evaluation.policies import EvaluationPolicy, choose_step, find_checkpoints, read_weights
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.loggers import RunLogger, find_logger
@@ -214,7 +214,7 @@ class TrainingRun:
         files: Sequence[Path] = [Path(text)]
         if files[0].is_dir() or not files[0].exists():
             folder, _ = find_checkpoints(text)
-            files = checkpoint_files(folder, choose_steps(folder, "last")[0])
+            files = checkpoint_files(folder, choose_step(folder))
         for file in files:
             weights, _ = read_weights(file)
             is_agent = any(name.startswith("actor.") for name in weights)

@@ -153,7 +153,7 @@ class Player:
         return {
             "mode": controls.mode,
             "player": controls.player,
-            "plan": controls.plan,
+            "plan": self.session.plan,
             "held": controls.held,
             "paused": self.paused,
             "pace": self.pace,

@@ -38,7 +38,6 @@ class Controls:
 
     mode: str = "game"
     player: str = "agent"
-    plan: str = "1/1/1"
     held: Any = None  # the action of who plays, as executed
     tapped: Any = None  # one that was begun and ended between two steps
 
@@ -66,7 +65,7 @@ class Session:
         streams = RandomStreams(derive_seed(policy.seed, "playing"), policy.streams.device)
         self._model = Dream.of(policy, lambda *shape: streams.uniform("playing", *shape))
         self.controls = Controls(held=self.idle)
-        self.controls.plan = self._own_plan = str(self._plan or "")
+        self._own_plan = self.plan
         self._folder, self._name = folder, name
         self.recording: Recording | None = None
         self.saved: list[str] = []  # files of the last recording
@@ -74,7 +73,7 @@ class Session:
         self.moments: deque[Moment] = deque(maxlen=REMEMBERED)
         self.number = 0  # of the step
         self._came: dict[str, Any] = {}  # what there was to say of it
-        self._return, self._last_return = 0.0, None  # of this episode, and of the one before
+        self._last_return: float | None = None  # of the episode before
         self._apart = 0  # steps since the dream split off
         self._has_picture = True
         self.restart()
@@ -101,6 +100,11 @@ class Session:
             return []
         known = [name for name in PLANS if int(name.split("/")[0]) <= self._plan.num_tokens]
         return known if self._own_plan in known else [self._own_plan, *known]
+
+    @property
+    def plan(self) -> str:
+        """The way that it samples now, "" of a prior without one."""
+        return str(self._plan or "")
 
     @property
     def _plan(self) -> DraftAndRevise | None:
@@ -134,7 +138,7 @@ class Session:
         spec = self.spaces.action
         nothing = self._tensor(np.zeros((0, *spec.shape), spec.dtype))
         self._foreseen = self._model.begin(self._tensor(observation[None]), nothing)
-        self._observation, self._return = observation, 0.0
+        self._observation = observation
         self.split()
 
     def _new_episode(self) -> np.ndarray:
@@ -177,7 +181,6 @@ class Session:
     def set_plan(self, name: str) -> None:
         """Draw the latents otherwise."""
         self.policy.world_model.prior.plan = self._plan.sized(*map(int, name.split("/")))
-        self.controls.plan = name
 
     def record(self) -> None:
         """Record from here on."""
@@ -263,9 +266,8 @@ class Session:
             "foreseen_reward": outcome.reward,
             "foreseen_end": outcome.termination,
         }
-        self._return += float(result.raw_reward[0])
         if result.episode_end[0]:
-            self._return, self._last_return = 0.0, float(result.episode_return[0])
+            self._last_return = float(result.episode_return[0])
         self._foreseen = self._model.fork()  # before it is seen
         if self.controls.mode == "game":
             self.dream, self._apart = self._foreseen, 1
@@ -321,7 +323,7 @@ class Session:
         seen = unimix_log_probs(self._model.posterior_logits, self._model.world_model.config.Unimix)
         facts = {
             "step": self.number,
-            "return": self._return,
+            "return": float(self.environment.running_return[0]),
             "last_return": self._last_return,
             "apart": self._apart,
             "mode": controls.mode,

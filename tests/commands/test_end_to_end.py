@@ -261,7 +261,6 @@ def test_release_quirks_train_act_and_score_as_the_release_does(
             policy = load_policy(name)
             policy.make_environment().close()
             assert policy.blind == as_release and asked == [as_release]
-            assert load_policy("storm", blind=True).blind and not load_policy("storm", blind=False).blind
             asked.clear()
     for name, option, as_release in (
         ("quirks", "-greedy", True),
@@ -272,6 +271,21 @@ def test_release_quirks_train_act_and_score_as_the_release_does(
         scored = evaluate(runs, f"-run_name={name}", "-checkpoints=last", "-num_episodes=1", option)
         assert scored.code == 0 and asked == [as_release, as_release], (name, option)
         asked.clear()
+
+
+def test_an_agent_is_scored_acting_blindly_too_in_a_row_of_its_own(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acted: list[bool] = []
+    record_calls(monkeypatch, EvaluationPolicy, "act", lambda owner, _: acted.append(owner.blind))
+    for setting, blind in ((), False), (("JointTrainAgent.ActBlindly=True",), True):
+        scored = evaluate(runs, "-run_name=storm", "-checkpoints=last", "-num_episodes=1", *setting)
+        assert scored.code == 0 and set(acted) == {blind}, scored.error
+        acted.clear()
+    header, *rows = table(runs, "storm")
+    assert {"", "JointTrainAgent.ActBlindly=True"} <= {row[header.index("settings")] for row in rows}
+    refused = evaluate(runs, "-run_name=storm", "JointTrainAgent.ActingContextLength=2")
+    assert refused.code == 2 and "must be an option, or a setting of Environment" in refused.error
 
 
 def test_in_training_the_release_counts_the_last_reward_into_the_next_episode(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -105,10 +106,15 @@ def test_settings_that_cannot_go_together(overrides: list[str], words: list[str]
 
 
 def test_settings_at_the_edge_are_accepted() -> None:
-    load_config(["JointTrainAgent.NumEnvs=16", "JointTrainAgent.ImagineBatchLength=56"])
-    load_config(["Models.MaskGit.T_draft=32", "Models.MaskGit.T_revise=1", "Models.MaskGit.M=0"])
-    load_config(["Models.Agent.MinStd=0.5", "Models.Agent.MaxStd=0.5"])
-    load_config(["BasicSettings.ImageSize=16", "Models.Agent.Gamma=1", "Models.MaskGit.MaskSchedule=pow0.5"])
+    for settings_together in (
+        {"JointTrainAgent.NumEnvs": 16, "JointTrainAgent.ImagineBatchLength": 56},
+        {"Models.MaskGit.T_draft": 32, "Models.MaskGit.T_revise": 1, "Models.MaskGit.M": 0},
+        {"Models.Agent.MinStd": 0.5, "Models.Agent.MaxStd": 0.5},
+        {"BasicSettings.ImageSize": 16, "Models.Agent.Gamma": 1, "Models.MaskGit.MaskSchedule": "pow0.5"},
+        {"Models.WorldModel.TransformerHiddenDim": 33, "Models.WorldModel.TransformerNumHeads": 3},
+    ):
+        config = load_config([f"{key}={value}" for key, value in settings_together.items()])
+        assert all(attrgetter(key)(config) == value for key, value in settings_together.items())
 
 
 @pytest.mark.parametrize(

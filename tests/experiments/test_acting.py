@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from configuration.schema import Config
-from evaluation.tables import Episode
 from experiments import acting, grid
 from utils import UserError
 
@@ -24,30 +21,29 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(grid, "train", lambda name, config, settings, folder: trained.append(settings))
     monkeypatch.setattr(grid, "training_returns", lambda *_: [(1_000, -1.0), (2_900, 1.0)])
     monkeypatch.setattr(grid, "saved_steps", lambda *_: [3_000])
-    monkeypatch.setattr(grid, "evaluate", lambda *_: next(returns))
+    played: list[str] = []
+
+    def evaluate(name: str, step: int, episodes: int, folder: Path, setting: str = "") -> list[float]:
+        if not setting:
+            return next(returns)
+        played.append(setting.removeprefix("JointTrainAgent."))
+        return [5.0] if setting.endswith("False") else [1.0]
+
+    monkeypatch.setattr(grid, "evaluate", evaluate)
     monkeypatch.setattr(grid, "run_facts", lambda *_: known)
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
-    played: list[bool] = []
-
-    def load(source: Path, device: str, blind: bool) -> SimpleNamespace:
-        played.append(blind)
-        return SimpleNamespace(
-            make_environment=lambda: SimpleNamespace(close=lambda: None), config=Config(), blind=blind
-        )
-
-    monkeypatch.setattr(acting, "load_policy", load)
-    monkeypatch.setattr(
-        acting, "evaluate", lambda policy, *_, max_faults: [Episode(1.0 if policy.blind else 5.0, 9)]
-    )
     arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch"]
     assert acting.main([*arguments, "--seeds", "0", "1", "--out", "records"]) == 0
     seeing, blind, storing, *_ = (set(settings) for settings in trained)
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
     assert storing - seeing == {"JointTrainAgent.UpdateAfterStoring=True"} and not seeing - storing
     record: dict[str, Any] = json.loads(Path("records/Diagnostic_Catch-v0.json").read_text())
-    assert played == [False, True] * 6
+    assert (
+        played == ["ActBlindly=True", "ActBlindly=False", "ActBlindly=True"] * 2
+    )  # not as they were trained
     of_ways = record["sides"]["STORM-catch"]
-    assert [of_ways[way]["blind"]["mean"] for way in ("seeing", "blindly")] == [5.0, 1.0]
+    assert [of_ways[way]["blind"]["seeds"] for way in ("seeing", "blind")] == [[5.0, 5.0], [0.0, 1.0]]
+    assert [of_ways[way]["seeing"]["seeds"] for way in ("seeing", "blind")] == [[2.0, 4.0], [1.0, 1.0]]
     found = of_ways["as trained"]
     assert found["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
     for side, scores, above in (("blind", [0.0, 1.0], 2.5), ("storing first", [2.0, 4.5], -0.25)):
@@ -67,7 +63,10 @@ def test_there_are_eight_seeds_a_side_of_a_diagnostic_and_a_game() -> None:
 
 
 def test_without_the_first_side_nothing_is_compared() -> None:
-    runs = [{"model": "STORM-tiny blind", "evaluation_returns": [score]} for score in (1.0, 2.0)]
+    runs = [
+        {"model": "STORM-tiny blind", "evaluation_returns": [score], "other_way_returns": [0.0]}
+        for score in (1.0, 2.0)
+    ]
     found = acting.compare("Seaquest", runs)
     assert found["sides"]["STORM-tiny"]["as trained"] == {"blind": {"mean": 1.5, "seeds": [1.0, 2.0]}}
 
@@ -75,7 +74,11 @@ def test_without_the_first_side_nothing_is_compared() -> None:
 def test_seeds_of_two_models_are_not_one_sample() -> None:
     scores = {"STORM-tiny": 0.0, "GITSTORM-tiny": 100.0}
     runs = [
-        {"model": f"{model} {side}", "evaluation_returns": [score + seed + (side == "seeing")]}
+        {
+            "model": f"{model} {side}",
+            "evaluation_returns": [score + seed + (side == "seeing")],
+            "other_way_returns": [0.0],
+        }
         for model, score in scores.items()
         for side in ("seeing", "blind")
         for seed in (0, 1)

@@ -170,11 +170,11 @@ def test_what_is_chosen_while_it_is_paused_is_shown(page: Any, site: Site) -> No
         page.wait_for_timeout(200)
         assert page.get_attribute(f"[data-player={player}]", "aria-pressed") == "true"
     page.select_option("#plan", "4/4/1")
-    wait_until(page, lambda: site.session.controls.plan == "4/4/1")
+    wait_until(page, lambda: site.session.plan == "4/4/1")
     page.wait_for_timeout(200)
     assert page.input_value("#plan") == "4/4/1"
     page.select_option("#plan", "1/1/1")
-    wait_until(page, lambda: site.session.controls.plan == "1/1/1")
+    wait_until(page, lambda: site.session.plan == "1/1/1")
 
 
 def test_arrow_keys_move_what_has_the_focus(page: Any, site: Site) -> None:
@@ -232,9 +232,9 @@ def test_the_timeline_goes_back_and_the_dream_begins_there(page: Any, site: Site
 def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
     page.select_option("#plan", "4/4/1")
     page.click("#step")
-    wait_until(page, lambda: site.session.controls.plan == "4/4/1" and page.is_visible("#sweeps-section"))
+    wait_until(page, lambda: site.session.plan == "4/4/1" and page.is_visible("#sweeps-section"))
     page.select_option("#plan", "1/1/1")
-    wait_until(page, lambda: site.session.controls.plan == "1/1/1")
+    wait_until(page, lambda: site.session.plan == "1/1/1")
 
 
 def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:

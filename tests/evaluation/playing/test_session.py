@@ -133,7 +133,7 @@ def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None
     do(session, "plan", "4/4/1")
     assert session.policy.world_model.prior.plan.sweeps == (4, 4)
     facts = session.step().facts
-    assert session.controls.plan == "4/4/1"
+    assert session.plan == "4/4/1"
     assert [sorted(groups) for groups in facts["sweeps"]] == [[0, 1, 2, 3]] * 2  # which latent came when
 
 
@@ -146,7 +146,7 @@ def test_one_can_go_back_to_a_way_of_sampling_of_the_agents_own(tmp_path: Path) 
         assert session.plans == ["2/2/1", "1/1/1", "4/4/1"]
         do(session, "plan", "1/1/1")
         do(session, "plan", "2/2/1")
-        assert session.step() and session.controls.plan == "2/2/1"
+        assert session.step() and session.plan == "2/2/1"
 
 
 def test_training_takes_a_recording(session: Session, tmp_path: Path) -> None:
