@@ -9,6 +9,7 @@ One line for each game, and the same curve again:
     python -m experiments.atari_small --tasks Pong --models GITSTORM-small --seeds 0 1 2
     python -m experiments.atari_small --tasks Boxing --models GITSTORM-small --variant joint \\
         Models.MaskGit.T_draft=4 Models.MaskGit.T_revise=4           # sampled 4/4/1
+    python -m experiments.atari_small --tasks Pong --device cuda --at-a-time 8 --seeds 0 1 2 3
 
 Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations of all

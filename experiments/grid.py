@@ -1,6 +1,6 @@
 """A grid of tasks, models and seeds: run, recorded and drawn beside published curves.
 
-Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
+Runs go on side by side, on one thread each, in the current folder; typed again the command continues
 them. Every finished run is recorded at once, in <out>/<task>.json, and drawn.
 """
 
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from environments.single import find_spec
 from experiments.curves_figure import draw
 from experiments.figures import HEALTH, draw_health
 from experiments.training import (
-    AT_A_TIME,
+    add_at_a_time,
+    command_facts,
     evaluate,
-    experiment_facts,
     experiment_parser,
     run_facts,
     saved_steps,
@@ -34,7 +35,7 @@ from experiments.training import (
     training_curves,
     training_returns,
 )
-from utils import OneLineParser, UserError, as_file_name, write_atomically
+from utils import OneLineParser, UserError, as_file_name, resolve_device, write_atomically
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,19 @@ def configure(suite: Suite, run: Run, overrides: list[str]) -> tuple[list[str], 
     return settings, config
 
 
-def measure(suite: Suite, run: Run, overrides: list[str], episodes: int, folder: Path) -> dict[str, Any]:
+def measure(
+    suite: Suite, run: Run, overrides: list[str], episodes: int, folder: Path, device: str
+) -> dict[str, Any]:
     """Train one run, or go on with it; evaluate its checkpoints; return its row."""
     settings, config = configure(suite, run, overrides)
-    train(run.name, run.model, settings, folder)
+    train(run.name, run.model, settings, folder, device)
     repeat = suite.repeat(config.BasicSettings.env_name, config)
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
+    played = partial(evaluate, run.name, episodes=episodes, folder=folder, device=device)
     saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
-    evaluated = [(step * repeat, evaluate(run.name, step, episodes, folder)) for step in saved]
+    evaluated = [(step * repeat, played(step)) for step in saved]
     setting = suite.played_too(run)
-    also = {"other_way_returns": evaluate(run.name, saved[-1], episodes, folder, setting)} if setting else {}
+    also = {"other_way_returns": played(saved[-1], setting=setting)} if setting else {}
     facts = run_facts(run.name, folder)
     last = facts["trained_steps"] * repeat
     late = [value for at, value in returns if at > last - suite.window]
@@ -140,6 +144,8 @@ def grid_parser(suite: Suite, description: str) -> OneLineParser:
         parser.add_argument(f"--{name}", type=kind, nargs="+", help=f"default {defaults}")
     parser.add_argument("--variant", default="", help="what runs with these settings are called")
     episodes = f"of an evaluation, default {suite.episodes}"
+    add_at_a_time(parser)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--episodes", type=int, default=suite.episodes, help=episodes)
     return parser
 
@@ -183,12 +189,12 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     if options.variant and any(map(suite.variants, chain(*map(suite.models, suite.tasks)))):
         raise UserError(f"--variant {options.variant}: {suite.script} has variants of its own")
     runs = checked_runs(suite, options)
-    facts, recording = experiment_facts(suite.script, arguments), threading.Lock()
-    facts |= {"window": suite.window, "step": suite.step}
-    command = {"command": facts.pop("command")}  # of a run: those of a record may come from several
+    device = str(resolve_device(options.device))
+    command = command_facts(suite.script, arguments, options.at_a_time)
+    facts, recording = {"window": suite.window, "step": suite.step}, threading.Lock()
 
     def finish(run: Run) -> None:
-        row = command | measure(suite, run, runs[run], options.episodes, Path.cwd())
+        row = command | measure(suite, run, runs[run], options.episodes, Path.cwd(), device)
         with recording:
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
             path = options.out / f"{as_file_name(run.task)}.json"
@@ -198,7 +204,7 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
             else:
                 draw(sorted(options.out.glob("*.json")), suite.published, options.out / f"{suite.script}.png")
 
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
+    with ThreadPoolExecutor(options.at_a_time) as pool:
         list(pool.map(finish, runs))
     print(f"wrote {options.out}")
     return 0

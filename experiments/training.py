@@ -28,6 +28,7 @@ from utils import REPOSITORY, OneLineParser, UserError, write_atomically
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
 CURVE = 200  # points
 AT_A_TIME = 2  # runs side by side, on one thread each
+MOST_AT_A_TIME = 16
 
 
 def experiment_parser(script: str, description: str, seeds: list[int] | None = None) -> OneLineParser:
@@ -42,6 +43,12 @@ def experiment_parser(script: str, description: str, seeds: list[int] | None = N
     return parser
 
 
+def add_at_a_time(parser: OneLineParser) -> None:
+    """Let a command line say how many runs go side by side."""
+    together = {"type": int, "default": AT_A_TIME, "choices": range(1, MOST_AT_A_TIME + 1), "metavar": "N"}
+    parser.add_argument("--at-a-time", **together, help=f"runs, 1 to {MOST_AT_A_TIME} (default {AT_A_TIME})")
+
+
 def write_record(path: Path, script: str, arguments: list[str], record: dict[str, Any]) -> None:
     """Write what a script found, with how it came about."""
     content = {**experiment_facts(script, arguments), **record}
@@ -50,19 +57,25 @@ def write_record(path: Path, script: str, arguments: list[str], record: dict[str
 
 def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
     """How a record came about: command (but where to), source, machine, and how the runs shared it."""
+    return machine_facts(torch.device("cpu")) | command_facts(script, arguments)
+
+
+def command_facts(script: str, arguments: list[str], at_a_time: int = AT_A_TIME) -> dict[str, Any]:
+    """The command of runs (but where to), and how they shared the machine."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
     _, arguments = parser.parse_known_args(arguments)
     return {
         "command": shlex.join(["python", "-m", f"experiments.{script}", *arguments]),
-        **machine_facts(torch.device("cpu")),
         "threads_per_run": 1,
-        "runs_at_a_time": AT_A_TIME,
+        "runs_at_a_time": at_a_time,
     }
 
 
-def start_training(run_name: str, config: str, overrides: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Begin or continue the run `run_name` in `folder`, on one CPU thread.
+def start_training(
+    run_name: str, config: str, overrides: list[str], folder: Path, device: str = "cpu"
+) -> subprocess.Popen[bytes]:
+    """Begin or continue the run `run_name` in `folder`, on one CPU thread, and a card if `device` is one.
 
     Args:
         config: as `find_config` takes it. overrides: settings besides.
@@ -71,7 +84,7 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
         str(REPOSITORY / "train.py"),
         f"BasicSettings.config_path={find_config(config).resolve()}",
         f"BasicSettings.n={run_name}",
-        "BasicSettings.device=cpu",
+        f"BasicSettings.device={device}",
         "BasicSettings.NumThreads=1",
         "BasicSettings.silent=True",
         *overrides,
@@ -79,9 +92,9 @@ def start_training(run_name: str, config: str, overrides: list[str], folder: Pat
     return start(command, run_name, folder)
 
 
-def train(run_name: str, config: str, overrides: list[str], folder: Path) -> None:
+def train(run_name: str, config: str, overrides: list[str], folder: Path, device: str = "cpu") -> None:
     """Begin or continue a run, and wait for its end."""
-    check_end(start_training(run_name, config, overrides, folder), run_name)
+    check_end(start_training(run_name, config, overrides, folder, device), run_name)
 
 
 def start(command: list[str], run_name: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -130,10 +143,12 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
     return list_checkpoints(RunDirectory(run_name, folder).checkpoints)
 
 
-def evaluate(run_name: str, step: int, episodes: int, folder: Path, setting: str = "") -> list[float]:
+def evaluate(
+    run_name: str, step: int, episodes: int, folder: Path, setting: str = "", device: str = "cpu"
+) -> list[float]:
     """Returns of fresh episodes with a run's checkpoint, under a setting, played unless they were before."""
     if not evaluated_returns(run_name, step, episodes, folder, setting):
-        command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}", "-device=cpu"]
+        command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}", f"-device={device}"]
         command += [f"-checkpoints={step}", f"-num_episodes={episodes}"]
         command += ["-protocol=fair", "Evaluation.Greedy=False"]  # comparable, whatever the run's settings
         command += [setting] if setting else []
@@ -153,11 +168,11 @@ def evaluated_returns(
 
 
 def run_facts(run_name: str, folder: Path) -> dict[str, object]:
-    """What a run's own record says of its length, time and source."""
+    """What a run's own record says of its length, time, source and machine."""
     run = json.loads(RunDirectory(run_name, folder).status_file.read_text())
     return {
         "trained_steps": run["finished_step"],
         "training_minutes": round(run["elapsed_s"] / 60, 2),
         "training_cpu_minutes": round(run["cpu_s"] / 60, 2) if "cpu_s" in run else None,
-        "commit": run["commit"],
+        **{key: run[key] for key in ("commit", "device", "hardware", "versions")},
     }

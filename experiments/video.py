@@ -34,7 +34,7 @@ from evaluation.video_report import FRAME_FRECHET, judge_runs, strip
 from experiments import training
 from experiments.figures import save
 from experiments.joint_prior import judge as judge_frames
-from experiments.training import AT_A_TIME, experiment_parser, interval, run_facts, write_record
+from experiments.training import add_at_a_time, experiment_parser, interval, run_facts, write_record
 from reporting.statistics import CONFIDENCE
 from utils import run_cli
 
@@ -185,8 +185,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
-    together = {"type": int, "default": AT_A_TIME, "choices": range(1, 17), "metavar": "N"}
-    parser.add_argument("--at-a-time", **together, help=f"runs, 1 to 16 (default {AT_A_TIME})")
+    add_at_a_time(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for data in options.data:

@@ -17,13 +17,12 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     trained: list[list[str]] = []
     returns = iter(([1.0, 3.0], [0.0, 0.0], [2.0, 2.0], [4.0, 4.0], [1.0, 1.0], [4.0, 5.0]))
     known = {"trained_steps": 3_000, "training_minutes": 3.0, "commit": "abc"}
-    monkeypatch.setattr(grid, "AT_A_TIME", 1)
-    monkeypatch.setattr(grid, "train", lambda name, config, settings, folder: trained.append(settings))
+    monkeypatch.setattr(grid, "train", lambda name, config, settings, *_: trained.append(settings))
     monkeypatch.setattr(grid, "training_returns", lambda *_: [(1_000, -1.0), (2_900, 1.0)])
     monkeypatch.setattr(grid, "saved_steps", lambda *_: [3_000])
     played: list[str] = []
 
-    def evaluate(name: str, step: int, episodes: int, folder: Path, setting: str = "") -> list[float]:
+    def evaluate(name: str, step: int, setting: str = "", **_: Any) -> list[float]:
         if not setting:
             return next(returns)
         played.append(setting.removeprefix("JointTrainAgent."))
@@ -32,7 +31,7 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(grid, "evaluate", evaluate)
     monkeypatch.setattr(grid, "run_facts", lambda *_: known)
     monkeypatch.setattr(grid, "training_curves", lambda *_: {"step": []})
-    arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch"]
+    arguments = ["--tasks", "Diagnostic/Catch-v0", "--models", "STORM-catch", "--at-a-time", "1"]
     assert acting.main([*arguments, "--seeds", "0", "1", "--out", "records"]) == 0
     seeing, blind, storing, *_ = (set(settings) for settings in trained)
     assert blind - seeing == {"JointTrainAgent.ActBlindly=True"} and not seeing - blind
