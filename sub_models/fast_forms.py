@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sub_models.convolutions import convolve
 from sub_models.linear import linear as linear_product
-from sub_models.precision import products_are_faster
+from sub_models.precision import fused_gradients_are_biased, products_are_faster
 
 
 def convolution_then_norm(
@@ -74,13 +74,14 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
-    By the way that is fastest: two products and a softmax on a CPU in bfloat16, but for a single causal
-    chunk without gradient; else PyTorch's fused kernel, with its own causal mask if queries and keys are
-    as many.
+    By two products and a softmax for gradients in less than float32, whose fused ones are biased, and on a
+    CPU in bfloat16, but for a single causal chunk; else by PyTorch's fused kernel, with its own causal mask
+    if queries and keys are as many.
     """
     queries, seen = query.shape[2], keys.shape[2]
     masked = causal and queries > 1
-    if products_are_faster(query) and (torch.is_grad_enabled() or not masked or len(query) > 1):
+    faster = products_are_faster(query) and (not masked or len(query) > 1)
+    if faster or fused_gradients_are_biased(query):
         visible = causal_mask(queries, seen, query.device) if masked else None
         return attend_by_products(query, keys, values, visible, dropout)
     mask = causal_mask(queries, seen, query.device) if masked and seen != queries else None
@@ -90,14 +91,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: f
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Return scores.softmax(-1).
+    """Return scores.softmax(-1), computed in float32 but for rows that fill a CPU's vectors of bfloat16.
 
     On a CPU PyTorch takes what a row has beyond vectors of 32 bfloat16 numbers one by one; as float32
     a vector holds 16.
     """
     length = scores.shape[-1]
-    is_uneven = length >= 16 and length % 32 > 0
-    widen = is_uneven and scores.dtype == torch.bfloat16 and scores.device.type == "cpu"
+    fills_vectors = scores.dtype == torch.bfloat16 and (length < 16 or length % 32 == 0)
+    widen = not (fills_vectors and scores.device.type == "cpu")
     return scores.softmax(-1, dtype=torch.float32 if widen else None).to(scores.dtype)
 
 
@@ -105,8 +106,6 @@ def attend_by_products(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, dropout: float
 ) -> Tensor:
     """Return `scaled_dot_product_attention` as two products and a softmax, (B, heads, T, d) each.
-
-    On a CPU in bfloat16 PyTorch's fused kernel is several times slower backwards (docs/performance.md).
 
     Args:
         visible: bool (queries, keys), or None if all keys are.

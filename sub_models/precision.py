@@ -20,3 +20,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def products_are_faster(query: Tensor) -> bool:
     """Whether attention with queries like this one is faster as plain products than fused."""
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
+def fused_gradients_are_biased(query: Tensor) -> bool:
+    """Whether the fused kernel's gradients would train queries and keys towards large scores.
+
+    It takes a row's sum of probability times gradient from the row's rounded output. Where a head looks at
+    one key alone the true gradient vanishes, and with dropout the rounding does not: it points along the mean
+    key, to where scores grow without bound (Qiu & Yao, arXiv:2510.04212; docs/performance.md).
+    """
+    return torch.is_grad_enabled() and query.dtype != torch.float32

@@ -183,6 +183,38 @@ def test_products_are_for_bfloat16_on_a_cpu() -> None:
     assert not products_are_faster(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_head_that_sees_one_key_alone_has_no_gradient_of_its_scores(device: str) -> None:
+    torch.manual_seed(0)
+    query = 16 + torch.randn(8, 2, 16, 8)
+    key = torch.linspace(-1, 1, 16).view(16, 1) * 64 + torch.randn(8, 2, 16, 8)
+    parts = [part.to(device, torch.bfloat16).requires_grad_() for part in (query, key, torch.randn_like(key))]
+    found = attend(*parts, causal=False, dropout=0.1)
+    (found.float() * torch.randn(found.shape, device=device)).sum().backward()
+    assert [float(part.grad.abs().max()) for part in parts[:2]] == [0.0, 0.0]
+    assert parts[2].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_card_takes_gradients_of_fused_attention_in_less_than_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused: list[torch.dtype] = []
+
+    def attention(query: Tensor, *others: Tensor, **_: object) -> Tensor:
+        fused.append(query.dtype)
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    reduced, full = (torch.zeros(2, 2, 4, 8, dtype=kind, device="meta") for kind in (dtype, torch.float32))
+    for causal in (True, False):
+        attend(reduced, reduced, reduced, causal, 0.1)
+        attend(full, full, full, causal, 0.1)
+        with torch.no_grad():
+            attend(reduced, reduced, reduced, causal, 0.0)
+    assert fused == [torch.float32, dtype] * 2
+
+
 def test_causal_block_is_post_norm() -> None:
     torch.manual_seed(0)
     block = CausalBlock(8, 2, 16, 0.1, 1e-6).eval()
