@@ -25,7 +25,7 @@ from run_files.weights import list_checkpoints
 from sweeping.local import ends_with_parent, wait_until_free
 from utils import REPOSITORY, OneLineParser, UserError, write_atomically
 
-SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # so that a log is in order
+SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "60"}  # for logs in order
 CURVE = 200  # points
 AT_A_TIME = 2  # runs side by side, on one thread each
 MOST_AT_A_TIME = 16
