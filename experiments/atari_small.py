@@ -11,10 +11,10 @@ One line for each game, and the same curve again:
         Models.MaskGit.T_draft=4 Models.MaskGit.T_revise=4           # sampled 4/4/1
     python -m experiments.atari_small --tasks Pong --device cuda --at-a-time 8 --seeds 0 1 2 3
 
-Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
-them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations of all
-checkpoints, settings, source, machine and cost; and drawn beside DreamerV3 and PPO at the same steps of
-the agent (results/published_atari.json), random play and a person.
+Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the command
+continues them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations
+of all checkpoints, settings, source, machine and cost; and drawn beside DreamerV3 and PPO at the same steps
+of the agent (results/published_atari.json), random play and a person.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     python -m experiments.control --tasks CartPole-v1 --episodes 100 JointTrainAgent.SampleMaxSteps=30_000
     python -m experiments.control --out mixers --variant latents Models.WorldModel.StateMixer=latent_attention
 
-Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
-them. Every finished run is recorded at once, in <out>/<task>.json, and drawn beside DreamerV3, DMPO and
-PPO at the same simulator steps (results/published_control.json).
+Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the command
+continues them. Every finished run is recorded at once, in <out>/<task>.json, and drawn beside DreamerV3,
+DMPO and PPO at the same simulator steps (results/published_control.json).
 """
 
 from __future__ import annotations

@@ -1,30 +1,43 @@
 """What gradients of fused attention do to a world model that learns in bfloat16.
 
-    python -m experiments.fused_attention                                       # a quarter of an hour
+    python -m experiments.fused_attention                                       # twenty minutes
     python -m experiments.fused_attention --agent assets/agents/Boxing-STORM-small
+    python -m experiments.fused_attention --device cuda                         # a card's kernels too
 
-Goes on training an agent's world model on episodes that it plays, with the gradients of attention computed
-(1) in float32, (2) in bfloat16 by two products and a softmax, as sub_models does, and (3) in bfloat16 as
-fused kernels do, which is written out here, so that no card is needed. One head of the default agent,
-which had trained on a card by way (3) for 50,000 steps, looks at one key alone. Writes <out>/<folder>.json
-and .png: the largest singular values of the first block's W_q and W_k, which grow by way (3), and the
-prior's KL divergence, which jumps when attention fails.
+A fused kernel does not keep probabilities. Backwards it takes the gradient of a score as p·(dp − δ), δ being
+the row's sum of the output's gradient times the output as it was rounded to bfloat16 (Dao, FlashAttention-2,
+2023, algorithm 2). With dropout there are two orders: to round the probabilities that dropout kept, and to
+divide by the share that it keeps afterwards (FlashAttention-2), or to round them once they are divided, which
+makes 1 / 0.9 = 1.1111 to 1.1094, but not in dp. Both are written out here, so that no card is needed.
 
-Qiu & Yao, Why Low-Precision Transformer Training Fails (arXiv:2510.04212), describe it in language models.
+First, heads that see one key alone: the true gradient of their scores is 0, and "bias" is the slope of what
+is found against dp. Then an agent's world model goes on learning, with a fresh optimizer, from episodes that
+it plays: in float32, in bfloat16 by two products and a softmax, as sub_models does, and in both fused ways.
+The default agent trained on a card with PyTorch's fused attention for 50,000 steps; a head of it sees one
+key alone.
+Writes <out>/<folder>.json and .png: the biases, the largest singular values of the first block's W_q and W_k,
+which grow until attention fails, and the prior's KL divergence, which jumps when it does.
+
+Qiu & Yao, Why Low-Precision Transformer Training Fails (arXiv:2510.04212), found such a bias, of another
+origin, in language models.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
@@ -36,17 +49,18 @@ from evaluation.policies import EvaluationPolicy, choose_step, load_models
 from evaluation.predictions import play_episodes
 from experiments.figures import save
 from experiments.training import experiment_parser, write_record
+from run_files.provenance import machine_facts
 from sub_models import attention_blocks
 from sub_models.batch import Batch
 from sub_models.fast_forms import attend, causal_mask
 from sub_models.world_models import WorldModel
 from training.learner import Learner
-from utils import REPOSITORY, UserError, as_file_name, run_cli
+from utils import REPOSITORY, UserError, as_file_name, resolve_device, run_cli
 
 SATURATED = REPOSITORY / "assets" / "saturated_attention"
 CPU = torch.device("cpu")
-WAYS = {"float32": "float32", "products": "auto", "fused": "auto"}  # way → BasicSettings.Precision
 SHOWN = {"largest_q": "largest singular value of W_q", "largest_k": "of W_k", "KL": "KL of the prior, nats"}
+Attention = Callable[[Tensor, Tensor, Tensor, bool, float], Tensor]  # as sub_models.fast_forms.attend
 
 
 @dataclass(frozen=True)
@@ -57,26 +71,40 @@ class Settings:
     updates: int = fixed(1500, "updates of the world model")
     log_every: int = fixed(50, "updates between two points of the curves")
     seed: int = fixed(0, "of episodes, windows and noise")
+    heads: int = fixed(512, "heads that see one key alone, each with as many queries as keys")
+    keys: int = fixed(16, "of each")
+    head_size: int = fixed(64, "numbers of a query")
+    spread: int = fixed(64, "how far apart keys are, so that one has all the probability")
+    dropped: float = fixed(0.1, "share of probabilities that dropout drops from these heads")
 
 
 class FusedAttention(torch.autograd.Function):
-    """dropout(softmax(query·keysᵀ/√d + mask))·values as fused kernels compute it and its gradients.
-
-    Scores and softmax are float32 and not kept. Probabilities meet the values in bfloat16. The gradient of a
-    score is p·(dp − δ), δ being the row's sum of gradient times *rounded* output (Dao, 2023, algorithm 2).
-    """
+    """dropout(softmax(query·keysᵀ/√d + mask))·values as fused kernels compute it and its gradients."""
 
     @staticmethod
     def forward(
-        context: Any, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, kept: Tensor
+        context: Any,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor | None,
+        kept: Tensor,
+        shares: tuple[float, float],
     ) -> Tensor:
-        """Return (B, heads, T, d) bfloat16; kept (B, heads, T, T) is 0 or 1 / (1 − dropout)."""
+        """Return (B, heads, T, d) bfloat16.
+
+        Args:
+            kept: (B, heads, T, T), 1 where dropout keeps a probability, else 0.
+            shares: what probabilities are divided by before, and after, they are rounded.
+        """
         scores = scores_of(query, keys, visible)
         most = scores.amax(-1, keepdim=True)
         weights = (scores - most).exp()
         total = weights.sum(-1, keepdim=True)
-        output = ((weights * kept).bfloat16().float() @ values.float() / total).bfloat16()
-        context.visible = visible
+        before, after = shares
+        rounded = (weights * kept / before).bfloat16().float()
+        output = (rounded @ values.float() / (total * after)).bfloat16()
+        context.visible, context.shares = visible, shares
         context.save_for_backward(query, keys, values, output, most + total.log(), kept)
         return output
 
@@ -84,16 +112,16 @@ class FusedAttention(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, keys and values, bfloat16."""
         query, keys, values, output, normaliser, kept = context.saved_tensors
+        before, after = context.shares
         gradient = gradients[0].float()
         probabilities = (scores_of(query, keys, context.visible) - normaliser).exp()
         row_sum = (gradient * output.float()).sum(-1, keepdim=True)
-        of_probabilities = gradient @ values.float().mT * kept
-        of_scores = (probabilities * (of_probabilities - row_sum)).bfloat16().float() * query.shape[
-            -1
-        ] ** -0.5
-        of_values = (probabilities * kept).bfloat16().float().mT @ gradient
+        of_probabilities = gradient @ values.float().mT * kept / (before * after)
+        of_products = (probabilities * (of_probabilities - row_sum)).bfloat16().float()
+        of_scores = of_products * query.shape[-1] ** -0.5
+        of_values = (probabilities * kept / before).bfloat16().float().mT @ gradient / after
         found = (of_scores @ keys.float(), of_scores.mT @ query.float(), of_values)
-        return *(part.bfloat16() for part in found), None, None
+        return *(part.bfloat16() for part in found), None, None, None
 
 
 def scores_of(query: Tensor, keys: Tensor, visible: Tensor | None) -> Tensor:
@@ -102,32 +130,81 @@ def scores_of(query: Tensor, keys: Tensor, visible: Tensor | None) -> Tensor:
     return scores if visible is None else scores.masked_fill(~visible, -math.inf)
 
 
-def attend_as_fused(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
-    """Return what `attend` returns, by FusedAttention where there are gradients."""
+def attend_as_fused(
+    query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float, divided_first: bool = False
+) -> Tensor:
+    """Return what `attend` returns, by FusedAttention where there are gradients, on a CPU."""
     if not torch.is_grad_enabled():
         return attend(query, keys, values, causal, dropout)
     visible = causal_mask(query.shape[2], keys.shape[2], query.device) if causal else None
-    kept = torch.empty(*query.shape[:3], keys.shape[2]).bernoulli_(1 - dropout) / (1 - dropout)
+    share = 1 - dropout
+    kept = torch.empty(*query.shape[:3], keys.shape[2]).bernoulli_(share)
     with torch.autocast("cpu", enabled=False):
-        return FusedAttention.apply(query, keys, values, visible, kept)
+        shares = (share, 1.0) if divided_first else (1.0, share)
+        return FusedAttention.apply(query, keys, values, visible, kept, shares)
+
+
+WAYS: dict[str, tuple[str, Attention]] = {  # how gradients are taken → BasicSettings.Precision, attention
+    "float32": ("float32", attend),
+    "products": ("bfloat16", attend),
+    "fused, rounded first": ("bfloat16", attend_as_fused),
+    "fused, divided first": ("bfloat16", functools.partial(attend_as_fused, divided_first=True)),
+}
+
+
+def attend_by(backend: SDPBackend) -> Attention:
+    """Return attention by one of PyTorch's kernels."""
+
+    def attention(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(query, keys, values, dropout_p=dropout, is_causal=causal)
+
+    return attention
+
+
+def bias(attention: Attention, settings: Settings, device: torch.device) -> float:
+    """Return the slope against dp of the gradient of scores where one key has all the probability."""
+    torch.manual_seed(settings.seed)
+    shape = (settings.heads, 1, settings.keys, settings.head_size)
+    positions = torch.linspace(-1, 1, settings.keys).unsqueeze(-1) * settings.spread
+    parts = (1 + torch.rand(shape), positions + torch.rand(shape), torch.randn(shape))
+    query, keys, values = (part.to(device, torch.bfloat16).requires_grad_() for part in parts)
+    output = attention(query, keys, values, False, settings.dropped)
+    gradient = torch.randn(shape, device=device)
+    (of_query,) = torch.autograd.grad((output.float() * gradient).sum(), query)
+    seen = keys.detach().float()[:, :, -1:]
+    of_scores = (of_query.float() * seen).sum(-1) / (seen.square().sum(-1) * settings.head_size**-0.5)
+    of_probabilities = (output.detach().float() * gradient).sum(-1)  # as p is 1
+    return float((of_scores * of_probabilities).sum() / of_probabilities.square().sum())
+
+
+def biases(settings: Settings, device: torch.device) -> dict[str, float]:
+    """Return the bias of every way in bfloat16, and on a card of each of PyTorch's kernels."""
+    found = {way: bias(attention, settings, CPU) for way, (_, attention) in WAYS.items() if way != "float32"}
+    if device.type == "cuda":
+        found["products on the card"] = bias(attend, settings, device)
+        for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION"):
+            with contextlib.suppress(RuntimeError):  # not on this card
+                found[name] = bias(attend_by(getattr(SDPBackend, name)), settings, device)
+    return found
 
 
 def continue_training(
     config: Config, world_model: WorldModel, steps: Batch, settings: Settings, way: str
 ) -> list[dict[str, float]]:
     """Train a copy of a world model on windows of steps (1, T); return what is logged."""
-    config = apply_overrides(config, [f"BasicSettings.Precision={WAYS[way]}"])
+    precision, attention = WAYS[way]
+    config = apply_overrides(config, [f"BasicSettings.Precision={precision}"])
     streams, generator = RandomStreams(settings.seed, CPU), torch.Generator().manual_seed(settings.seed)
     streams.seed_default()
     learner = Learner(config, world_model.spaces, Execution(config.BasicSettings, CPU), streams)
     learner.world_model.load_state_dict(world_model.state_dict())
     task, curve = config.JointTrainAgent, []
     rows, length = task.BatchSize, task.BatchLength
-    with patch.object(attention_blocks, "attend", attend_as_fused if way == "fused" else attend):
+    with patch.object(attention_blocks, "attend", attention):
         for update in range(settings.updates + 1):
             if update % settings.log_every == 0:
-                metrics = learner.metrics.read()
-                curve.append(largest(learner) | {"update": update} | kl_of(metrics))
+                curve.append({"update": update, **largest(learner), **kl_of(learner.metrics.read())})
                 print(way, {name: round(value, 2) for name, value in curve[-1].items()}, flush=True)
             starts = torch.randint(steps.reward.shape[1] - length, (rows, 1), generator=generator)
             where = starts + torch.arange(length)
@@ -155,21 +232,26 @@ def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
             points = [(point["update"], point[name]) for point in curve if name in point]
             axes.plot(*zip(*points, strict=True), label=way)
         axes.set(title=title, xlabel="updates more", yscale="log")
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend(frameon=False, fontsize="small")
     save(figure, path)
 
 
 def main(arguments: list[str]) -> None:
-    """Go on training in all ways, and compare."""
+    """Measure the biases, go on training in all ways, and compare."""
     parser, defaults = experiment_parser("fused_attention", __doc__), Settings()
     parser.add_argument("--agent", type=Path, default=SATURATED, help="folder of weights and config.yaml")
+    parser.add_argument("--device", default="cpu", help="whose kernels are measured too: cpu (none) or cuda")
     for name, value in asdict(defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
     options = parser.parse_args(arguments)
     settings = replace(defaults, **{name: getattr(options, name) for name in asdict(defaults)})
     if not options.agent.is_dir():
         raise UserError(f"--agent {options.agent}: no such folder")
     torch.set_num_threads(1)
+    device = resolve_device(options.device)
+    found = biases(settings, device)
+    print("bias", {name: f"{value:.2e}" for name, value in found.items()}, flush=True)
     config = apply_overrides(load_saved_config(options.agent / "config.yaml"), ["BasicSettings.device=cpu"])
     execution = Execution(config.BasicSettings, CPU)
     environment = evaluation_environment(config, 1, settings.seed)
@@ -179,7 +261,12 @@ def main(arguments: list[str]) -> None:
         steps, returns = play_episodes(policy, environment, settings.frames, config.Environment.MaxFaults)
     curves = {way: continue_training(config, models[0], steps, settings, way) for way in WAYS}
     name = as_file_name(options.agent.name)
-    record = {"settings": asdict(settings), "returns": returns, "curves": curves}
+    facts = {
+        "bias_on": machine_facts(device)["hardware"],
+        "runs_at_a_time": 1,
+        "settings": asdict(settings),
+    }
+    record = {**facts, "returns": returns, "bias": found, "curves": curves}
     write_record(options.out / f"{name}.json", "fused_attention", arguments, record)
     draw(curves, options.out / f"{name}.png")
     print(f"wrote {options.out}")

@@ -143,9 +143,9 @@ def grid_parser(suite: Suite, description: str) -> OneLineParser:
         kind = type(of(suite.tasks[0])[0])
         parser.add_argument(f"--{name}", type=kind, nargs="+", help=f"default {defaults}")
     parser.add_argument("--variant", default="", help="what runs with these settings are called")
-    episodes = f"of an evaluation, default {suite.episodes}"
     add_at_a_time(parser)
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
+    episodes = f"of an evaluation, default {suite.episodes}"
     parser.add_argument("--episodes", type=int, default=suite.episodes, help=episodes)
     return parser
 

@@ -3,9 +3,9 @@
     python -m experiments.quick_start [--tasks Seaquest] [--seeds 0 1 2] [--out DIR]
     python -m experiments.quick_start --tasks Catch --seeds 0 1 2 3 4 --episodes 200
 
-Runs go on two at a time, on one thread each, in the current folder; typed again the command continues
-them. Every finished run is recorded at once in <out>/<game>.json, and drawn: the returns of training
-episodes and of each checkpoint's evaluation with 95 % intervals (Student's t) beside random play, and
+Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the command
+continues them. Every finished run is recorded at once in <out>/<game>.json, and drawn: the returns of
+training episodes and of each checkpoint's evaluation with 95 % intervals (Student's t) beside random play, and
 what to look at while training, of the first seed.
 """
 

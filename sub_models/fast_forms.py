@@ -74,7 +74,7 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
-    By two products and a softmax for gradients in less than float32, whose fused ones are biased, and on a
+    By two products and a softmax for gradients in less than float32, as fused ones can be biased, and on a
     CPU in bfloat16, but for a single causal chunk; else by PyTorch's fused kernel, with its own causal mask
     if queries and keys are as many.
     """
@@ -91,14 +91,14 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: f
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Return scores.softmax(-1), computed in float32 but for rows that fill a CPU's vectors of bfloat16.
+    """Return scores.softmax(-1), computed in float32 unless a CPU is faster without.
 
     On a CPU PyTorch takes what a row has beyond vectors of 32 bfloat16 numbers one by one; as float32
     a vector holds 16.
     """
     length = scores.shape[-1]
-    fills_vectors = scores.dtype == torch.bfloat16 and (length < 16 or length % 32 == 0)
-    widen = not (fills_vectors and scores.device.type == "cpu")
+    is_even = scores.device.type == "cpu" and (length < 16 or length % 32 == 0)
+    widen = scores.dtype == torch.float16 or (scores.dtype == torch.bfloat16 and not is_even)
     return scores.softmax(-1, dtype=torch.float32 if widen else None).to(scores.dtype)
 
 

@@ -23,10 +23,9 @@ def products_are_faster(query: Tensor) -> bool:
 
 
 def fused_gradients_are_biased(query: Tensor) -> bool:
-    """Whether the fused kernel's gradients would train queries and keys towards large scores.
+    """Whether a fused kernel may give gradients that drive queries and keys to ever larger scores.
 
-    It takes a row's sum of probability times gradient from the row's rounded output. Where a head looks at
-    one key alone the true gradient vanishes, and with dropout the rounding does not: it points along the mean
-    key, to where scores grow without bound (Qiu & Yao, arXiv:2510.04212; docs/performance.md).
+    Its gradient of a score where a head sees one key alone, truly 0, is what rounding leaves of the output;
+    with dropout that can have a sign, and attention fails in the end (docs/learning.md, "Attention").
     """
-    return torch.is_grad_enabled() and query.dtype != torch.float32
+    return torch.is_grad_enabled() and query.dtype in (torch.bfloat16, torch.float16)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sweep_support import REPOSITORY, wait_for
 from tiny_runs import SMALL, STEPS
 
@@ -26,7 +27,16 @@ GAMES = ("Boxing", "Breakout", "KungFuMaster", "Krull", "MsPacman", "Pong", "Roa
 def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--tasks", "KungFuMaster", "--models", "GITSTORM-small", "--variant", "short"]
-    arguments += ["--episodes", "2", "--out", "records", *SMALL, f"JointTrainAgent.SaveEverySteps={STEPS}"]
+    arguments += [
+        "--episodes",
+        "2",
+        "--at-a-time",
+        "3",
+        "--out",
+        "records",
+        *SMALL,
+        f"JointTrainAgent.SaveEverySteps={STEPS}",
+    ]
     arguments += [
         "BasicSettings.ReleaseQuirks=True",
         "Evaluation.Greedy=True",
@@ -41,6 +51,8 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert record["levels"] == {"random play": 258.5, "a person": 22736.3}
     assert run["agent_steps"] == run["trained_steps"] == STEPS and len(run["evaluation_returns"]) == 2
     assert run["command"].startswith("python -m experiments.atari_small --tasks KungFuMaster --models")
+    assert (run["device"], run["runs_at_a_time"], run["threads_per_run"]) == ("cpu", 3, 1)
+    assert run["hardware"] and run["versions"]["torch"] == torch.__version__
     assert "--out" not in run["command"] and "records" not in run["command"]
     assert [step for step, _ in run["evaluations"]] == [STEPS]
     assert all(len(returns) == 2 for _, returns in run["evaluations"])
@@ -48,6 +60,18 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(run["health"]["ActorCritic/S"]) == len(run["health"]["step"]) > 1
     for name in ("atari_small", "KungFuMaster_health"):
         assert (tmp_path / "records" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_a_card_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(training, "start", lambda command, *_: commands.append(command))
+    monkeypatch.setattr(training, "check_end", lambda *_: None)
+    monkeypatch.setattr(grid, "saved_steps", lambda *_: [7])
+    run = Run("Pong", "STORM-small", "", 0)
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        grid.measure(atari_small.SUITE, run, [], 2, tmp_path, "cuda:1")
+    assert [Path(command[0]).name for command in commands] == ["train.py", "eval.py"]
+    assert "BasicSettings.device=cuda:1" in commands[0] and "-device=cuda:1" in commands[1]
 
 
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

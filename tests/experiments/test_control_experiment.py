@@ -66,13 +66,14 @@ def test_steps_are_of_the_simulator_or_in_a_game_of_the_agent(
         "training_curves": {"step": []},
     }
     for name, value in known.items():
-        monkeypatch.setattr(grid, name, lambda *_, value=value: value)
-    row = grid.measure(control.SUITE, grid.Run("walker-stand", "STORM-control", "", 1), [], 2, tmp_path)
+        monkeypatch.setattr(grid, name, lambda *_, value=value, **__: value)
+    run = grid.Run("walker-stand", "STORM-control", "", 1)
+    row = grid.measure(control.SUITE, run, [], 2, tmp_path, "cpu")
     assert row["simulator_steps"] == 100_000 and row["decisions_per_s"] == 8.33
     assert row["training_returns"] == [(1_000, 1.0), (90_200, 2.0), (100_000, 6.0)]
     assert row["final_training_return"] == 4.0 and row["evaluation_returns"] == [3.0, 5.0]
     assert "evaluations" not in row
-    row = grid.measure(atari_small.SUITE, grid.Run("Pong", "STORM-small", "", 1), [], 2, tmp_path)
+    row = grid.measure(atari_small.SUITE, grid.Run("Pong", "STORM-small", "", 1), [], 2, tmp_path, "cpu")
     assert row["agent_steps"] == 50_000 and row["training_returns"][0] == (500, 1.0)
     assert row["evaluations"] == [(5_000, [3.0, 5.0]), (50_000, [3.0, 5.0])]  # of every checkpoint
 
