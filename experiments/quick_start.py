@@ -5,8 +5,8 @@
 
 Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the command
 continues them. Every finished run is recorded at once in <out>/<game>.json, and drawn: the returns of
-training episodes and of each checkpoint's evaluation with 95 % intervals (Student's t) beside random play, and
-what to look at while training, of the first seed.
+training episodes and of each checkpoint's evaluation with 95 % intervals (Student's t) beside random play,
+and what to look at while training, of the first seed.
 """
 
 from __future__ import annotations
