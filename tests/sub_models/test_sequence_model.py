@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tests_support import ACTIONS, SPACES, small_config, uniform
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
 from sub_models.fast_forms import attend, attend_to_cached, softmax
@@ -193,6 +195,21 @@ def test_a_head_that_sees_one_key_alone_has_no_gradient_of_its_scores(device: st
     (found.float() * torch.randn(found.shape, device=device)).sum().backward()
     assert [float(part.grad.abs().max()) for part in parts[:2]] == [0.0, 0.0]
     assert parts[2].grad.abs().max() > 0
+
+
+@pytest.mark.slow
+def test_compiling_does_not_fuse_the_products_again() -> None:
+    def fusable(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return torch.softmax(query @ keys.mT * query.shape[-1] ** -0.5, -1) @ values
+
+    full = [torch.randn(4, 2, 32, 64, requires_grad=True) for _ in range(3)]
+    reduced = [part.detach().bfloat16().requires_grad_() for part in full]
+    fused = []
+    for function, parts in ((partial(attend, causal=True, dropout=0.1), reduced), (fusable, full)):
+        counters.clear()
+        torch.compile(function, dynamic=False)(*parts).float().sum().backward()
+        fused.append(counters["inductor"]["fuse_attention"])
+    assert fused[0] == 0 < fused[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
