@@ -19,7 +19,9 @@ from experiments.training import interval
 
 LEVELS = {"random play": ":", "a person": "-."}
 OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
-AVERAGED = 5  # training episodes in a point of our curves
+AVERAGED, SMOOTHED = 5, 0.1  # training episodes in a point of our curves: so many, or this share of a run's
+FEW = 4  # lines of a model that can still be told apart; of more their mean is drawn, and they are thin
+POINTS = 200  # of a mean
 COLUMNS = 4
 
 
@@ -44,6 +46,25 @@ def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     save(figure, path)
 
 
+def draw_model(axes: Axes, runs: list[dict[str, Any]], label: str, colour: str, end: int) -> None:
+    """Draw the runs of one model, and the mean of many."""
+    lines = []
+    for run in runs:
+        returns = np.array(run["training_returns"] or [(math.nan, math.nan)], float)  # one is for the legend
+        lines.append(running_mean(*returns.T, max(AVERAGED, round(SMOOTHED * len(returns)))))
+        for at, values in run.get("evaluations", []):
+            low, high = interval(values)
+            axes.plot([at, at], [low, high], color=colour, lw=1)
+            axes.plot(at, statistics.fmean(values), "o", color=colour, ms=3)
+    many = len(lines) > FEW
+    for line in lines:
+        axes.plot(*line, color=colour, lw=0.6 if many else 1.4, alpha=0.5 if many else 1, label=label)
+    if many:
+        steps = np.linspace(max(line[0][0] for line in lines), end, POINTS)
+        mean = np.mean([np.interp(steps, *line) for line in lines], axis=0)
+        axes.plot(steps, mean, color=colour, lw=2.5, label=label)
+
+
 def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> None:
     """Draw one task."""
     step = record.get("step", "simulator_steps")
@@ -59,14 +80,8 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
     colours = colours_of(run["model"] for run in record["runs"])
-    for run in record["runs"]:
-        returns = np.array(run["training_returns"] or [(math.nan, math.nan)], float)  # one is for the legend
-        at, values = running_mean(*returns.T, AVERAGED)
-        axes.plot(at, values, color=colours[run["model"]], lw=1.4, label=run["model"])
-        for at, values in run.get("evaluations", []):
-            low, high = interval(values)
-            axes.plot([at, at], [low, high], color=colours[run["model"]], lw=1)
-            axes.plot(at, statistics.fmean(values), "o", color=colours[run["model"]], ms=3)
+    for model, colour in colours.items():
+        draw_model(axes, [run for run in record["runs"] if run["model"] == model], model, colour, end)
     for name, level in record.get("levels", {}).items():
         axes.axhline(level, color="#6B7280", lw=1, ls=LEVELS[name], label=name)
     axes.set_title(record["task"], fontsize="medium")
