@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,22 @@ def test_every_task_has_a_panel_and_every_line_a_legend(
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == tasks
     named = {text.get_text() for text in figure.legends[0].get_texts()}
     assert named >= {"STORM-control", "GITSTORM-control", "DreamerV3 (mean, range)"}
+
+
+def test_of_many_seeds_the_mean_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves_figure, "save", lambda figure, path: drawn.append(figure))
+    starts = (10, 20, 10, 10, 10)
+    runs = [
+        {"model": "STORM", "agent_steps": 100, "training_returns": [(s, seed) for s in range(start, 101)]}
+        for seed, start in enumerate(starts)
+    ]
+    for kept in (4, 5):
+        record = {"task": "a", "step": "agent_steps", "runs": runs[:kept]}
+        (tmp_path / "a.json").write_text(json.dumps(record))
+        curves_figure.draw([tmp_path / "a.json"], None, tmp_path / "a.png")
+    few, many = (figure.axes[0].lines for figure in drawn)
+    assert len(few) == 4 and len(many) == 6
+    steps, values = many[-1].get_data()
+    assert steps[0] >= 20 and steps[-1] == 100  # where all seeds have a point
+    assert set(values) == {2.0}
