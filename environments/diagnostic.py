@@ -6,7 +6,7 @@ Importing this module registers them with Gymnasium:
   through a board of 10 rows and 5 columns; a paddle at the bottom moves left, stays or moves
   right; the ninth step ends the episode with reward +1 if the ball is caught, else -1.
 - `Diagnostic/WindyCatch-v0`: the same, but at every step except the last the wind moves the ball
-  sideways half of the time: whoever sees the present frame catches every ball, others half of them.
+  sideways half of the time: whoever sees the present frame catches every ball, others 60 % at best.
 - `Diagnostic/Digits-v0`: two handwritten digits that bounce (`environments.digits`).
 - `Diagnostic/Reach-v0`: a hand is moved to a target in the plane; continuous actions, seen as a
   vector or, drawn, as a picture. With `steps=1` a bandit: the action itself is where to point.

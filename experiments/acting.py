@@ -9,11 +9,11 @@ played both ways, so that a handicap at play is told from one in learning.
     python -m experiments.acting --tasks Freeway --seeds 0 1 2 3 4 5 6 7 8 9
 
 The sides differ in JointTrainAgent.ActBlindly or JointTrainAgent.UpdateAfterStoring alone. Runs go on two
-at a time, on one thread each, in the current folder; typed again the command continues them. Every finished
-run is recorded at once, in <out>/<task>.json, with the comparison of all that are there: each side's mean
-over seeds, and by how much the first side, the default, is above it, with a 95 % interval (Welch's t). Eight
-seeds a side show a difference of 1.5 standard deviations over seeds four times in five; a smaller one may be
-there all the same.
+at a time (--at-a-time), on one thread each, in the current folder; typed again the command continues them.
+Every finished run is recorded at once, in <out>/<task>.json, with the comparison of all that are there: each
+side's mean over seeds, and by how much the first side, the default, is above it, with a 95 % interval
+(Welch's t). Eight seeds a side show a difference of 1.5 standard deviations over seeds four times in five; a
+smaller one may be there all the same.
 """
 
 from __future__ import annotations

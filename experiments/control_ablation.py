@@ -4,8 +4,9 @@
     python -m experiments.control_ablation --tasks Pendulum-v1 --seeds 2 3
 
 The three mixers in STORM; STORM beside GIT-STORM whose latents are drawn at once (1/1/1) or jointly
-(4/4/1). Runs go on two at a time, on one thread each, in the current folder; typed again the command
-continues them. Every finished run is recorded at once, in <out>/<task>.json, with each side's returns.
+(4/4/1). Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the
+command continues them. Every finished run is recorded at once, in <out>/<task>.json, with each side's
+returns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What gradients of fused attention do to a world model that learns in bfloat16.
 
-    python -m experiments.fused_attention                                       # twenty minutes
+    python -m experiments.fused_attention                                       # a quarter of an hour or more
     python -m experiments.fused_attention --agent assets/agents/Boxing-STORM-small
     python -m experiments.fused_attention --device cuda                         # a card's kernels too
 
@@ -16,7 +16,7 @@ it plays: in float32, in bfloat16 by two products and a softmax, as sub_models d
 The default agent trained on a card with PyTorch's fused attention for 50,000 steps; a head of it sees one
 key alone.
 Writes <out>/<folder>.json and .png: the biases, the largest singular values of the first block's W_q and W_k,
-which grow until attention fails, and the prior's KL divergence, which jumps when it does.
+which grow in one way until attention fails, and the prior's KL divergence, which jumps when it does.
 
 Qiu & Yao, Why Low-Precision Transformer Training Fails (arXiv:2510.04212), found such a bias, of another
 origin, in language models.

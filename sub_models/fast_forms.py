@@ -74,9 +74,9 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
-    By two products and a softmax for gradients in less than float32, as fused ones can be biased, and on a
-    CPU in bfloat16, but for a single causal chunk; else by PyTorch's fused kernel, with its own causal mask
-    if queries and keys are as many.
+    By two products and a softmax for gradients in less than float32, as fused ones can be biased; without
+    gradients on a CPU in bfloat16, but for a single causal chunk; else by PyTorch's fused kernel, with its
+    own causal mask if queries and keys are as many.
     """
     queries, seen = query.shape[2], keys.shape[2]
     masked = causal and queries > 1
@@ -91,7 +91,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: f
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Return scores.softmax(-1), computed in float32 unless a CPU is faster without.
+    """Return scores.softmax(-1), in float32 but for bfloat16 where a CPU is faster without.
 
     On a CPU PyTorch takes what a row has beyond vectors of 32 bfloat16 numbers one by one; as float32
     a vector holds 16.

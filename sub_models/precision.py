@@ -26,6 +26,6 @@ def fused_gradients_are_biased(query: Tensor) -> bool:
     """Whether a fused kernel may give gradients that drive queries and keys to ever larger scores.
 
     Its gradient of a score where a head sees one key alone, truly 0, is what rounding leaves of the output;
-    with dropout that can have a sign, and attention fails in the end (docs/learning.md, "Attention").
+    with dropout that can have a sign, and attention can fail in the end (docs/learning.md, "Attention").
     """
     return torch.is_grad_enabled() and query.dtype in (torch.bfloat16, torch.float16)
