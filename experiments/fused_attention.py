@@ -28,7 +28,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,14 +41,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
-from configuration.keys import fixed
+from configuration.keys import Range, fixed
 from configuration.loading import apply_overrides, load_saved_config
 from configuration.schema import Config
 from evaluation.episodes import evaluation_environment
 from evaluation.policies import EvaluationPolicy, choose_step, load_models
 from evaluation.predictions import play_episodes
 from experiments.figures import save
-from experiments.training import experiment_parser, write_record
+from experiments.training import add_settings, experiment_parser, read_settings, write_record
 from run_files.provenance import machine_facts
 from sub_models import attention_blocks
 from sub_models.batch import Batch
@@ -60,6 +60,7 @@ from utils import REPOSITORY, UserError, as_file_name, resolve_device, run_cli
 SATURATED = REPOSITORY / "assets" / "saturated_attention"
 CPU = torch.device("cpu")
 SHOWN = {"largest_q": "largest singular value of W_q", "largest_k": "of W_k", "KL": "KL of the prior, nats"}
+MANY = Range(2, 4_096)
 Attention = Callable[[Tensor, Tensor, Tensor, bool, float], Tensor]  # as sub_models.fast_forms.attend
 
 
@@ -67,15 +68,15 @@ Attention = Callable[[Tensor, Tensor, Tensor, bool, float], Tensor]  # as sub_mo
 class Settings:
     """Every number of the experiment."""
 
-    frames: int = fixed(4000, "frames of the agent's episodes, at least")
-    updates: int = fixed(1500, "updates of the world model")
-    log_every: int = fixed(50, "updates between two points of the curves")
-    seed: int = fixed(0, "of episodes, windows and noise")
-    heads: int = fixed(512, "heads that see one key alone, each with as many queries as keys")
-    keys: int = fixed(16, "of each")
-    head_size: int = fixed(64, "numbers of a query")
-    spread: int = fixed(64, "how far apart keys are, so that one has all the probability")
-    dropped: float = fixed(0.1, "share of probabilities that dropout drops from these heads")
+    frames: int = fixed(4_000, "frames of the agent's episodes, at least", Range(100, 100_000))
+    updates: int = fixed(1_500, "updates of the world model", Range(0, 1_000_000))
+    log_every: int = fixed(50, "updates between two points of the curves", Range(1, 1_000_000))
+    seed: int = fixed(0, "of episodes, windows and noise", Range(0, 2**31 - 1))
+    heads: int = fixed(512, "heads that see one key alone, each with as many queries as keys", MANY)
+    keys: int = fixed(16, "keys of such a head", MANY)
+    head_size: int = fixed(64, "numbers of a query", MANY)
+    spread: int = fixed(64, "how far apart keys are, so that one has all the probability", MANY)
+    dropped: float = fixed(0.1, "share of probabilities that dropout drops there", Range(0, 1, "[)"))
 
 
 class FusedAttention(torch.autograd.Function):
@@ -238,14 +239,12 @@ def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Measure the biases, go on training in all ways, and compare."""
-    parser, defaults = experiment_parser("fused_attention", __doc__), Settings()
+    parser = experiment_parser("fused_attention", __doc__)
     parser.add_argument("--agent", type=Path, default=SATURATED, help="folder of weights and config.yaml")
     parser.add_argument("--device", default="cpu", help="whose kernels are measured too: cpu (none) or cuda")
-    for name, value in asdict(defaults).items():
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
+    add_settings(parser, Settings())
     options = parser.parse_args(arguments)
-    settings = replace(defaults, **{name: getattr(options, name) for name in asdict(defaults)})
+    settings = read_settings(options, Settings())
     if not options.agent.is_dir():
         raise UserError(f"--agent {options.agent}: no such folder")
     torch.set_num_threads(1)

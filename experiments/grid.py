@@ -91,11 +91,11 @@ def measure(
     suite: Suite, run: Run, overrides: list[str], episodes: int, folder: Path, device: str
 ) -> dict[str, Any]:
     """Train one run, or go on with it; evaluate its checkpoints; return its row."""
-    settings, config = configure(suite, run, overrides)
-    train(run.name, run.model, settings, folder, device)
+    settings, config = configure(suite, run, [f"BasicSettings.device={device}", *overrides])
+    train(run.name, run.model, settings, folder)
     repeat = suite.repeat(config.BasicSettings.env_name, config)
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
-    played = partial(evaluate, run.name, episodes=episodes, folder=folder, device=device)
+    played = partial(evaluate, run.name, episodes=episodes, folder=folder)
     saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
     evaluated = [(step * repeat, played(step)) for step in saved]
     setting = suite.played_too(run)

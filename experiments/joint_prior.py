@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gymnasium
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
 from configuration.keys import fixed
-from configuration.schema import Config, keys_of
+from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
 from evaluation.open_loop import open_loop, to_pixels
 from experiments.figures import draw_priors
-from experiments.training import experiment_parser, write_record
+from experiments.training import add_settings, experiment_parser, read_settings, write_record
 from replay_buffer import ReplayBuffer
 from sub_models.batch import Batch
 from sub_models.functions_losses import sample, straight_through
@@ -291,12 +291,9 @@ def end_to_end_curves(data: ReplayBuffer, settings: Settings) -> dict[str, list[
 def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     """Settings and output folder of a command line."""
     parser = experiment_parser("joint_prior", __doc__)
-    for name, key in keys_of(Settings()):
-        meaning = f"{key.meaning} (default {key.default})"
-        parser.add_argument(f"--{name}", type=key.type, default=key.default, help=meaning)
-    options = vars(parser.parse_args(arguments))
-    out = options.pop("out")
-    settings = replace(Settings(), **options)
+    add_settings(parser, Settings())
+    options = parser.parse_args(arguments)
+    settings = read_settings(options, Settings())
     size, latents, width = settings.image_size, settings.latents, settings.width
     if size < 16 or size & (size - 1):
         raise UserError(f"--image_size {size}: must be 16, 32, 64 or 128")
@@ -305,7 +302,7 @@ def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     heads = Config().Models.WorldModel.TransformerNumHeads
     if width % latents or width % heads:
         raise UserError(f"--width {width}: must be a multiple of --latents {latents} and of {heads} heads")
-    return settings, out
+    return settings, options.out
 
 
 def main(arguments: list[str]) -> None:

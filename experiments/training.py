@@ -9,13 +9,17 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from configuration.keys import Key
 from configuration.loading import find_config
+from configuration.schema import keys_of
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from reporting.statistics import sum_of_means
 from run_files.directory import RunDirectory
@@ -49,15 +53,29 @@ def add_at_a_time(parser: OneLineParser) -> None:
     parser.add_argument("--at-a-time", **together, help=f"runs, 1 to {MOST_AT_A_TIME} (default {AT_A_TIME})")
 
 
+def add_settings(parser: OneLineParser, defaults: Any) -> None:
+    """Let a command line change the numbers of an experiment, a dataclass of keys."""
+
+    def read(key: Key, text: str) -> Any:
+        try:
+            return key.read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {key.expected}") from None
+
+    for name, key in keys_of(defaults):
+        meaning = f"{key.meaning} (default {key.default})"
+        parser.add_argument(f"--{name}", type=partial(read, key), default=key.default, help=meaning)
+
+
+def read_settings(options: argparse.Namespace, defaults: Any) -> Any:
+    """Return the dataclass of `add_settings` with what the command line says."""
+    return replace(defaults, **{name: getattr(options, name) for name, _ in keys_of(defaults)})
+
+
 def write_record(path: Path, script: str, arguments: list[str], record: dict[str, Any]) -> None:
-    """Write what a script found, with how it came about."""
-    content = {**experiment_facts(script, arguments), **record}
-    write_atomically(path, json.dumps(content, indent=1))
-
-
-def experiment_facts(script: str, arguments: list[str]) -> dict[str, Any]:
-    """How a record came about: command (but where to), source, machine, and how the runs shared it."""
-    return machine_facts(torch.device("cpu")) | command_facts(script, arguments)
+    """Write what a script found, with its command, source and machine, and how its runs shared that."""
+    facts = machine_facts(torch.device("cpu")) | command_facts(script, arguments)
+    write_atomically(path, json.dumps({**facts, **record}, indent=1))
 
 
 def command_facts(script: str, arguments: list[str], at_a_time: int = AT_A_TIME) -> dict[str, Any]:
@@ -72,10 +90,8 @@ def command_facts(script: str, arguments: list[str], at_a_time: int = AT_A_TIME)
     }
 
 
-def start_training(
-    run_name: str, config: str, overrides: list[str], folder: Path, device: str = "cpu"
-) -> subprocess.Popen[bytes]:
-    """Begin or continue the run `run_name` in `folder`, on one CPU thread, and a card if `device` is one.
+def start_training(run_name: str, config: str, overrides: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Begin or continue the run `run_name` in `folder`, on one CPU thread unless `overrides` say otherwise.
 
     Args:
         config: as `find_config` takes it. overrides: settings besides.
@@ -84,7 +100,7 @@ def start_training(
         str(REPOSITORY / "train.py"),
         f"BasicSettings.config_path={find_config(config).resolve()}",
         f"BasicSettings.n={run_name}",
-        f"BasicSettings.device={device}",
+        "BasicSettings.device=cpu",
         "BasicSettings.NumThreads=1",
         "BasicSettings.silent=True",
         *overrides,
@@ -92,9 +108,9 @@ def start_training(
     return start(command, run_name, folder)
 
 
-def train(run_name: str, config: str, overrides: list[str], folder: Path, device: str = "cpu") -> None:
+def train(run_name: str, config: str, overrides: list[str], folder: Path) -> None:
     """Begin or continue a run, and wait for its end."""
-    check_end(start_training(run_name, config, overrides, folder, device), run_name)
+    check_end(start_training(run_name, config, overrides, folder), run_name)
 
 
 def start(command: list[str], run_name: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -143,12 +159,13 @@ def saved_steps(run_name: str, folder: Path) -> list[int]:
     return list_checkpoints(RunDirectory(run_name, folder).checkpoints)
 
 
-def evaluate(
-    run_name: str, step: int, episodes: int, folder: Path, setting: str = "", device: str = "cpu"
-) -> list[float]:
-    """Returns of fresh episodes with a run's checkpoint, under a setting, played unless they were before."""
+def evaluate(run_name: str, step: int, episodes: int, folder: Path, setting: str = "") -> list[float]:
+    """Returns of fresh episodes with a run's checkpoint, under a setting, played unless they were before.
+
+    On the device that the run is trained on.
+    """
     if not evaluated_returns(run_name, step, episodes, folder, setting):
-        command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}", f"-device={device}"]
+        command = [str(REPOSITORY / "eval.py"), f"-run_name={run_name}"]
         command += [f"-checkpoints={step}", f"-num_episodes={episodes}"]
         command += ["-protocol=fair", "Evaluation.Greedy=False"]  # comparable, whatever the run's settings
         command += [setting] if setting else []

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 KEYS = ROOT / "docs" / "configuration.md"
+DOCUMENTS = [README, ROOT / "results" / "README.md", *sorted(KEYS.parent.glob("*.md"))]
 START, END = "<!-- config keys: made by tests/commands/test_readme.py -->", "<!-- end of config keys -->"
 
 
@@ -88,10 +93,16 @@ def test_every_call_of_the_tests_in_the_documents_finds_some() -> None:
         assert all(any(word in name for name in names) for word in wanted), call
 
 
-def test_every_file_it_links_to_exists() -> None:
-    text = README.read_text()
-    links = [*re.findall(r"\]\((?!http|#)([^)#]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
-    assert links and not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only git knows what is in the repository")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_document_links_to_is_in_the_repository(document: Path) -> None:
+    git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, capture_output=True, text=True, check=True).stdout.splitlines()
+    known = {path for file in listed for path in (Path(file), *Path(file).parents)}
+    text = document.read_text()
+    links = [*re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text), *re.findall(r'src="([^"]+)"', text)]
+    paths = [os.path.relpath((document.parent / link.strip()).resolve(), ROOT) for link in links]
+    assert not [path for path in paths if Path(path) not in known]
 
 
 def test_every_config_it_names_exists() -> None:

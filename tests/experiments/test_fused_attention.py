@@ -47,7 +47,7 @@ def test_ways_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(FusedAttention, "forward", staticmethod(counted))
     monkeypatch.setattr(fused_attention, "biases", lambda *_: {"products": 0.0})
-    short = ["--frames", "100", "--updates", "2", "--log-every", "1", "--out", str(tmp_path)]
+    short = ["--frames", "100", "--updates", "2", "--log_every", "1", "--out", str(tmp_path)]
     fused_attention.main(short)
     record = json.loads((tmp_path / "saturated_attention.json").read_text())
     curves = record["curves"]
