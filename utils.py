@@ -85,7 +85,7 @@ class OneLineParser(argparse.ArgumentParser):
         return known
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python {self.prog} --help")
+        raise UserError(f"{message}; see python {self.prog.removeprefix('python ')} --help")
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from experiments import fused_attention
-from experiments.fused_attention import FusedAttention, Settings, attend_as_fused, biases
+from experiments.fused_attention import FusedAttention, Settings, attend_as_fused, attend_by, bias, biases
 from sub_models.fast_forms import attend
 from utils import UserError
 
@@ -35,6 +36,23 @@ def test_only_what_is_divided_first_has_a_bias() -> None:
     assert found.pop("fused, divided first") == pytest.approx(1.6e-3, rel=0.2)
     assert found.pop("products") == 0 and abs(found.pop("fused, rounded first")) < 2e-4
     assert not found
+    assert bias(attend_by(SDPBackend.MATH), Settings(heads=32), torch.device("cpu")) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["--log_every", "0"],
+            "'0': must be a whole number in .* see python -m experiments.fused_attention --h",
+        ),
+        (["--dropped", "1"], "'1': must be a number in "),
+        (["--agent", "/nowhere"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        fused_attention.main(arguments)
 
 
 def test_ways_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,5 +76,3 @@ def test_ways_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     blocks = 2
     assert shares == [(1.0, 0.9)] * 3 * blocks + [(0.9, 1.0)] * 3 * blocks  # updates are made after logging
     assert (tmp_path / "saturated_attention.png").stat().st_size > 10_000
-    with pytest.raises(UserError, match="no such folder"):
-        fused_attention.main([*short, "--agent", str(tmp_path / "none")])
