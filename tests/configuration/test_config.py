@@ -45,10 +45,11 @@ def test_every_yaml_of_the_repository_loads_and_names_its_runs(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
-def test_acting_is_at_a_position_that_imagination_visits(path: Path) -> None:
-    task = load_config([f"BasicSettings.config_path=config_files/{path.name}"]).JointTrainAgent
-    imagined = task.ImagineContextLength + task.ImagineBatchLength
-    assert task.ImagineContextLength <= task.ActingContextLength <= imagined
+def test_acting_is_at_a_position_that_the_actor_learns_at(path: Path) -> None:
+    config = load_config([f"BasicSettings.config_path=config_files/{path.name}"])
+    task, has_no_actor = config.JointTrainAgent, config.Task == "VideoPrediction"
+    learned = range(task.ImagineContextLength, task.ImagineContextLength + task.ImagineBatchLength)
+    assert has_no_actor or task.ActingContextLength in learned
 
 
 def test_storm_yaml_states_the_schema_defaults() -> None:
