@@ -40,7 +40,7 @@ from training.measurements import (
     measure_phases,
     product_rate,
 )
-from utils import OneLineParser, UserError, resolve_device, run_cli, write_atomically
+from utils import OneLineParser, UserError, disk_errors, resolve_device, run_cli, write_atomically
 
 # Measured by us on the original STORM code: one iteration at paper size, float32, on a 2-core CPU
 # with native bfloat16, and the float32 rate of 1024×512×512 products on the same machine.
@@ -209,11 +209,11 @@ def write_profile(config: Config, clock: Clock, folder: Path) -> None:
     with profile() as trace:
         for phase in phases:
             clock.once(phase)
-    folder.mkdir(parents=True, exist_ok=True)
-    trace.export_chrome_trace(str(folder / "trace.json"))
     order = f"self_{'cuda' if clock.device.type == 'cuda' else 'cpu'}_time_total"
     text = trace.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
-    (folder / "kernels.txt").write_text(text)
+    write_atomically(folder / "kernels.txt", text)
+    with disk_errors(folder / "trace.json"):
+        trace.export_chrome_trace(str(folder / "trace.json"))
 
 
 def measure_rows(config: Config, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal
 import torch
 
 from compute.memory_limits import memory_errors
+from evaluation.options import named_as_options
 from evaluation.playing.session import Session
 from evaluation.policies import SHIPPED, load_policy
 from utils import OneLineParser, UserError, run_cli
@@ -122,7 +123,7 @@ def main(arguments: list[str]) -> None:
             "play.py needs aiohttp: ./play.sh installs it (or: pip install -r requirements-play.txt)"
         )
     torch.set_num_threads(options.num_threads)
-    with memory_errors():
+    with memory_errors(), named_as_options():
         asyncio.run(show(options))
 
 

@@ -20,7 +20,7 @@ from sweeping.runs import LOGS, SweepRun, plan_runs
 from sweeping.scheduler import FAILED, STOPPED, Entry, Table, carry_out, summary
 from train import start_or_continue
 from training.run import StopRequest
-from utils import NOT_FINISHED, REPOSITORY, UserError, run_cli
+from utils import NOT_FINISHED, REPOSITORY, UserError, disk_errors, run_cli
 
 
 def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
@@ -39,7 +39,9 @@ def run_all(entries: Collection[Entry], options: Options, table: Table) -> bool:
             "CUDA_VISIBLE_DEVICES before the command says which cards there are"
         )
     engine = engine_type(options, devices <= {"cpu"})
-    (Path(options.storage) / LOGS).mkdir(parents=True, exist_ok=True)
+    logs = Path(options.storage) / LOGS
+    with disk_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     stop = StopRequest()
     carry_out(entries, engine, options.retries, lambda: bool(stop.signal), lambda: table.show(entries))
     return bool(stop.signal)

@@ -162,8 +162,9 @@ def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
         raise UserError(f"{run.faults_in_a_row} environment faults in a row, the last one: {fault}")
 
 
-def announce(run: TrainingRun, config: Config) -> None:
+def announce(run: TrainingRun) -> None:
     """Say what is about to run, and what to expect of it."""
+    config = run.config
     print(config_to_yaml(config))
     for note in run.notes:
         print(note, file=sys.stderr)
@@ -206,7 +207,7 @@ def start_or_continue(config: Config) -> int:
 
 def train_to_the_end(run: TrainingRun, stop: StopRequest) -> bool:
     """Say what is about to run, `train` under a progress bar, and close the run."""
-    announce(run, run.config)
+    announce(run)
     total, silent = run.config.JointTrainAgent.SampleMaxSteps, run.config.BasicSettings.silent
     try:
         with tqdm(total=total, initial=run.step, unit="step", disable=silent) as bar:

@@ -1,7 +1,7 @@
 """Every setting of a run: name, type, default, meaning, allowed values and symbol, in one line each.
 
-One dataclass per section of a YAML file. This is the only place where a number of the algorithm is
-written. A resumed run keeps its `fixed` settings; the `free` ones may change. `python train.py --help`
+One dataclass per section of a YAML file. Here, and nowhere else, stand the numbers of the algorithm that can
+be changed. A resumed run keeps its `fixed` settings; the `free` ones may change. `python train.py --help`
 prints this file as a table. Section and key names are those of the STORM release.
 """
 

@@ -14,6 +14,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from environments.diagnostic import METADATA
+
 SHARE = 3 / 8  # of the picture's side that a digit's is
 SPEEDS = (1 / 32, 1 / 16)  # least and largest, of the picture's side a step, along each axis
 DIGITS = 2
@@ -27,7 +29,7 @@ class Digits(gymnasium.Env):
         episode_length: steps after which an episode is truncated. render_mode: None or "rgb_array".
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  (as Gymnasium has it)
+    metadata = METADATA
     action_space = spaces.Discrete(1)
 
     def __init__(

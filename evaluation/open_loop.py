@@ -76,7 +76,7 @@ def comparison_video(truth: Tensor, prediction: Tensor, context: int) -> np.ndar
     predicted, truth = to_pixels(prediction).cpu(), truth.cpu()
     error = (predicted.int() - truth.int()).abs().to(torch.uint8)
     rows = torch.stack([truth, predicted, error])
-    video = rearrange(rows, "row b t h w c -> t (row h) (b w) c").expand(-1, -1, -1, len(CONTEXT_MARK))
+    video = rearrange(rows, "row b t h w c -> t (row h) (b w) c")
     mark = torch.zeros(len(video), MARK_HEIGHT, video.shape[2], len(CONTEXT_MARK), dtype=torch.uint8)
     mark[:context] = torch.tensor(CONTEXT_MARK, dtype=torch.uint8)
     return torch.cat([mark, video], dim=1).numpy()

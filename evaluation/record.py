@@ -25,6 +25,7 @@ from configuration.spaces import ObservationSpec
 from env_wrapper import VectorEnvironment
 from environments.single import environment_id
 from evaluation.episodes import evaluation_environment, play
+from evaluation.options import named_as_options
 from evaluation.policies import RandomPlay, check_spaces, load_policy
 from utils import OneLineParser, UserError, run_cli, write_atomically
 
@@ -87,7 +88,7 @@ def open_play(options: argparse.Namespace) -> tuple[Policy | RandomPlay, VectorE
 
 def check_picture(config: Config, seen: ObservationSpec) -> None:
     """Raise UserError if an environment is not seen in colour."""
-    if seen.kind != "image" or seen.shape[-1] != 3:
+    if seen.kind != "image":
         raise UserError(f"{config.BasicSettings.env_name} is seen as {seen.kind} {seen.shape}, not in colour")
 
 
@@ -130,7 +131,8 @@ def main(arguments: list[str]) -> None:
     """Record as the command line says."""
     logging.basicConfig(format="%(message)s")
     options = parse_options(arguments)
-    print(f"wrote {record(options)} clips to {options.out}")
+    with named_as_options():
+        print(f"wrote {record(options)} clips to {options.out}")
 
 
 if __name__ == "__main__":

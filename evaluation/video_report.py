@@ -65,7 +65,9 @@ def judge_runs(
     Raises:
         UserError: a run was not trained on clips, or on others; or something cannot be read.
     """
-    others = [argparse.Namespace(**{**vars(options), "run_name": name}) for name in options.beside]
+    others = [
+        argparse.Namespace(**{**vars(options), "run_name": name, "ckpt_dir": None}) for name in options.beside
+    ]
     targets = [target, *map(read_target, others)]
     check_same_split(targets)
     if options.plans and all(each.config.JointTrainAgent.ModelType == "STORM" for each in targets):

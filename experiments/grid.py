@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from configuration.checks import read_value
 from configuration.loading import differences, load_config
 from configuration.schema import Config
 from environments.single import find_spec
@@ -172,8 +173,9 @@ def checked_runs(suite: Suite, options: argparse.Namespace) -> dict[Run, list[st
     """Return the runs of a grid, each once, and what of their settings is not their config's.
 
     Raises:
-        UserError: a run has no such environment, model or setting.
+        UserError: a run has no such environment, model or setting, or no episode is evaluated.
     """
+    read_value("Evaluation.NumEpisodes", options.episodes, "--episodes: ")
     runs = {
         run: [*suite.variants(run.model).get(run.variant, []), *options.overrides]
         for run in cells(suite, options)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from agents import ActorCritic, imagination_noise_size, imagine
 from compute.random_streams import RandomStreams
-from configuration.keys import fixed
+from configuration.keys import Range, fixed
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from environments.diagnostic import NUM_PICTURES, is_consistent, parts_of
@@ -38,6 +38,9 @@ from utils import UserError, run_cli
 
 CPU = torch.device("cpu")
 NUM_ACTIONS = 2
+MOST = 1_000_000
+COUNT, CLASSES, SIDE = Range(1, MOST), Range(2, 1_024), Range(16, 128)
+FRAMES, LENGTH = Range(256, MOST), Range(1, 128)  # so that the frames hold a window
 FACTORISED = "factorised MLP"
 PLANS = ((1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 1))  # T_draft, T_revise, M, from independent to fully joint
 JOINT_PLAN = PLANS[2]
@@ -48,29 +51,29 @@ Loss = Callable[[Batch, RandomStreams], Tensor]
 class Settings:
     """Every number of the experiment."""
 
-    latents: int = fixed(8, "K, latent variables")
-    classes: int = fixed(8, "C, classes of each")
-    image_size: int = fixed(32, "side of the pictures in pixels, a multiple of 16")
-    stem_channels: int = fixed(8, "channels of the encoder's first convolution")
-    width: int = fixed(64, "width D of the sequence model and of MaskGIT")
-    layers: int = fixed(2, "blocks of MaskGIT")
-    steps_per_episode: int = fixed(64, "length of the environment's episodes")
-    frames: int = fixed(2048, "frames of experience")
-    autoencoder_steps: int = fixed(500, "steps of encoder and decoder, 64 frames each")
-    prior_steps: int = fixed(1500, "steps of each prior")
-    end_to_end_steps: int = fixed(2000, "steps of each whole world model; 0 leaves them out")
-    curve_points: int = fixed(10, "measurements along these")
-    windows: int = fixed(8, "windows per step")
-    length: int = fixed(8, "steps per window")
-    learning_rate: float = fixed(1e-3, "of Adam, for every part")
-    imagined_windows: int = fixed(128, "windows that imagination starts from")
-    context: int = fixed(2, "real steps before imagination starts")
-    horizon: int = fixed(8, "imagined steps")
-    timed_batch: int = fixed(256, "imagined trajectories when the time is measured")
-    timed_context: int = fixed(8, "real steps before these")
-    timed_horizon: int = fixed(16, "their imagined steps")
-    timed_repeats: int = fixed(5, "measurements of the time, of which the least counts")
-    seed: int = fixed(0, "of everything")
+    latents: int = fixed(8, "K, latent variables", COUNT)
+    classes: int = fixed(8, "C, classes of each", CLASSES)
+    image_size: int = fixed(32, "side of the pictures in pixels, a multiple of 16", SIDE)
+    stem_channels: int = fixed(8, "channels of the encoder's first convolution", COUNT)
+    width: int = fixed(64, "width D of the sequence model and of MaskGIT", COUNT)
+    layers: int = fixed(2, "blocks of MaskGIT", COUNT)
+    steps_per_episode: int = fixed(64, "length of the environment's episodes", COUNT)
+    frames: int = fixed(2048, "frames of experience", FRAMES)
+    autoencoder_steps: int = fixed(500, "steps of encoder and decoder, 64 frames each", COUNT)
+    prior_steps: int = fixed(1500, "steps of each prior", COUNT)
+    end_to_end_steps: int = fixed(2000, "steps of each whole world model; 0 leaves them out", Range(0, MOST))
+    curve_points: int = fixed(10, "measurements along these", COUNT)
+    windows: int = fixed(8, "windows per step", COUNT)
+    length: int = fixed(8, "steps per window", LENGTH)
+    learning_rate: float = fixed(1e-3, "of Adam, for every part", Range(0, 1, "(]"))
+    imagined_windows: int = fixed(128, "windows that imagination starts from", COUNT)
+    context: int = fixed(2, "real steps before imagination starts", LENGTH)
+    horizon: int = fixed(8, "imagined steps", LENGTH)
+    timed_batch: int = fixed(256, "imagined trajectories when the time is measured", COUNT)
+    timed_context: int = fixed(8, "real steps before these", LENGTH)
+    timed_horizon: int = fixed(16, "their imagined steps", LENGTH)
+    timed_repeats: int = fixed(5, "measurements of the time, of which the least counts", COUNT)
+    seed: int = fixed(0, "of everything", Range(0, 2**31 - 1))
 
 
 def model_config(settings: Settings) -> Config:
@@ -295,7 +298,7 @@ def read_options(arguments: list[str]) -> tuple[Settings, Path]:
     options = parser.parse_args(arguments)
     settings = read_settings(options, Settings())
     size, latents, width = settings.image_size, settings.latents, settings.width
-    if size < 16 or size & (size - 1):
+    if size & (size - 1):
         raise UserError(f"--image_size {size}: must be 16, 32, 64 or 128")
     if latents < max(JOINT_PLAN):
         raise UserError(f"--latents {latents}: must be at least {max(JOINT_PLAN)}, for a joint plan")

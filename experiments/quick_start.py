@@ -11,6 +11,7 @@ and what to look at while training, of the first seed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from typing import Any
@@ -43,12 +44,9 @@ def random_play(game: str) -> tuple[float, ...]:
     """Return what episodes of random play return."""
     settings = {"config_path": presets_of(game)[0], "env_name": environment_of(game)}
     config = load_config([f"BasicSettings.{key}={value}" for key, value in settings.items()])
-    environment = evaluation_environment(config, config.Evaluation.NumEnvs, 0)
-    try:
+    with contextlib.closing(evaluation_environment(config, config.Evaluation.NumEnvs, 0)) as environment:
         policy = RandomPlay(config.Evaluation.NumEnvs, environment.spaces.action, 0)
         return tuple(episode.score for episode in evaluate(policy, environment, EPISODES))
-    finally:
-        environment.close()
 
 
 def compare(game: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

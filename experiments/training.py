@@ -27,7 +27,7 @@ from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts
 from run_files.weights import list_checkpoints
 from sweeping.local import ends_with_parent, wait_until_free
-from utils import REPOSITORY, OneLineParser, UserError, write_atomically
+from utils import REPOSITORY, OneLineParser, UserError, disk_errors, write_atomically
 
 SETTLED = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "60"}  # for logs in order
 CURVE = 200  # points
@@ -35,12 +35,10 @@ AT_A_TIME = 2  # runs side by side, on one thread each
 MOST_AT_A_TIME = 16
 
 
-def experiment_parser(script: str, description: str, seeds: list[int] | None = None) -> OneLineParser:
+def experiment_parser(script: str, description: str) -> OneLineParser:
     """The parser of a script's command line, with what all of them take."""
     name, layout = f"python -m experiments.{script}", argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog=name, description=description, formatter_class=layout)
-    if seeds:
-        parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=f"default {seeds}")
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "results" / script, help="folder of the results"
     )
@@ -119,7 +117,8 @@ def start(command: list[str], run_name: str, folder: Path) -> subprocess.Popen[b
     Its output is added to <run_name>.log in `folder`.
     """
     wait_until_free(str(RunDirectory(run_name, folder).lock_file))
-    with (folder / f"{run_name}.log").open("ab") as log:
+    path = folder / f"{run_name}.log"
+    with disk_errors(path), path.open("ab") as log:
         line = ends_with_parent(command)
         return subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from configuration.checks import read_value
 from environments.diagnostic import is_consistent
 from environments.single import environment_id
 from evaluation import record
@@ -181,12 +182,14 @@ def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> Non
 
 def main(arguments: list[str]) -> None:
     """Compare on each data set."""
-    parser = experiment_parser("video", __doc__, seeds=[0, 1, 2])
+    parser = experiment_parser("video", __doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="updates of each run (default 3000)")
     add_at_a_time(parser)
     options = parser.parse_args(arguments)
+    read_value("JointTrainAgent.SampleMaxSteps", options.steps, "--steps: ")
     torch.set_num_threads(1)
     for data in options.data:
         compare(data, options, arguments)

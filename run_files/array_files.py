@@ -32,7 +32,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """
     with reading(path):
         if zipfile.is_zipfile(path):
-            with np.load(path, mmap_mode="r", allow_pickle=False) as file:
+            with np.load(path, allow_pickle=False) as file:
                 return {name: file[_known(path, name, file)] for name in names}
         content = _NotingUnpickler(io.BytesIO(path.read_bytes())).load()
         if not isinstance(content, dict):

@@ -32,7 +32,7 @@ def write_tensors(path: Path, content: Any) -> str:
     buffer = io.BytesIO()
     torch.save(_to_plain(content, path.name), buffer)
     data = buffer.getbuffer()
-    write_atomically(path, lambda file: file.write(data))
+    write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -22,8 +22,8 @@ class Batch(NamedTuple):
         return Batch(*map(torch.cat, zip(first, second, strict=True)))
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch on `device`; the copy does not block the host."""
-        return Batch(*(x.to(device, non_blocking=True) for x in self))
+        """Return the same batch on `device`."""
+        return Batch(*(x.to(device) for x in self))
 
 
 class Rollout(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import eval as evaluation_command
 import train as training_command
-from training.run import StopRequest
+from environments.workers import IGNORED_SIGNALS
 from utils import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ class Result:
 def in_folder(folder: Path) -> Iterator[None]:
     """Work in `folder`; signal handlers and threads are afterwards as before."""
     before, threads = os.getcwd(), torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in IGNORED_SIGNALS}
     os.chdir(folder)
     try:
         yield

@@ -59,14 +59,12 @@ PARTS = ("environment", "learner", "streams", "policy", "logger")
 class StopRequest:
     """Set by a signal that asks to stop: a key, a closed terminal, or a queue; the loop then saves.
 
-    A second SIGINT leaves at once.
+    A second SIGINT leaves at once. Workers leave these signals to the run.
     """
-
-    SIGNALS = IGNORED_SIGNALS  # workers leave them to the run
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        for number in self.SIGNALS:
+        for number in IGNORED_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._request)
 

@@ -100,9 +100,9 @@ class DreamEnvironment(gymnasium.Env):
             raise RuntimeError("the episode is over: reset comes first")
         done = self.policy.world_model.spaces.action
         action = np.asarray(action, done.dtype)
-        if not self.action_space.contains(action if done.kind == "discrete" else np.clip(action, -1, 1)):
-            raise ValueError(f"action {action!r} is not in {self.action_space}")
         action = action if done.kind == "discrete" else np.clip(action, -1, 1)
+        if not self.action_space.contains(action):
+            raise ValueError(f"action {action!r} is not in {self.action_space}")
         reward, terminated = self._dream.step(torch.as_tensor(action).to(self.policy.streams.device))
         self._observation = self._dream.picture()
         self._elapsed = self.horizon if terminated else self._elapsed + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 
@@ -61,14 +60,12 @@ class Recording:
         if not self._steps:
             return []
         observation, action, reward, done = zip(*self._steps, strict=True)
-        file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            obs=np.stack(observation),
-            action=np.stack(action),
-            reward=np.array(reward, np.float32),
-            done=np.array(done, np.float32),
-        )
+        arrays = {
+            "obs": np.stack(observation),
+            "action": np.stack(action),
+            "reward": np.array(reward, np.float32),
+            "done": np.array(done, np.float32),
+        }
         trajectory = self._path.with_name(f"{self._path.name}.npz")
-        write_atomically(trajectory, file.getvalue())
+        write_atomically(trajectory, lambda file: np.savez_compressed(file, **arrays))
         return [trajectory, self._video.save(self._path)] if self._has_pictures else [trajectory]

@@ -117,10 +117,10 @@ class Player:
             commands, self._commands = self._commands, []
             moves = not self.paused
             message, answers = await loop.run_in_executor(self._thread, self._advance, commands, moves)
-            for client, answer in answers:
-                client.offer("frame", answer)
-            if not answers:
+            if moves or any(name != "look" for _, name, _ in commands):
                 self._publish(message)
+            for client, answer in answers:  # in place of the present
+                client.offer("frame", answer)
             if moves:
                 due = max(due + 1 / self.pace, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())

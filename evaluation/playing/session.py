@@ -333,9 +333,8 @@ class Session:
         }
         if controls.mode != "dream":
             facts["error"] = self._error()
-        plan, noise = self._plan, self.dream.noise
-        if plan is not None and noise is not None and len(noise) == plan.noise_size:
-            facts["sweeps"] = [groups.tolist() for groups in plan.groups(noise)]
+        if self.dream.groups is not None:
+            facts["sweeps"] = self.dream.groups
         if self.spaces.action.kind == "discrete":
             facts["probabilities"] = outputs.float().softmax(-1)[0].tolist()
         else:

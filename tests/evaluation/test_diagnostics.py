@@ -111,12 +111,6 @@ def test_the_video_shows_truth_prediction_and_error_in_rows() -> None:
         assert (shown[:, 2] == abs(expected - shown[:, 0])).all()
 
 
-def test_grey_images_become_colour_videos() -> None:
-    truth = torch.full((1, 2, 16, 16, 1), 51, dtype=torch.uint8)
-    video = comparison_video(truth, torch.zeros(1, 2, 1, 16, 16), context=1)
-    assert (video[:, MARK_HEIGHT : MARK_HEIGHT + 16] == 51).all() and video.shape[-1] == 3
-
-
 # Health.
 
 

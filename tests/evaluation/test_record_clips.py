@@ -89,6 +89,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert (
         "must be a setting of Environment" in recorded(tmp_path, "-run_name=x", "BasicSettings.Seed=1").error
     )
+    assert "-device='gpu': must be" in recorded(tmp_path, "-run_name=STORM-catch", "-device=gpu").error
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "mine").touch()
     assert "there already" in recorded(tmp_path, *DIGITS).error

@@ -225,6 +225,8 @@ def test_mistakes_are_named(folder: Path) -> None:
     assert "-greedy: does not go with -video" in judged(folder, "-run_name=storm", "-greedy").error
     assert "-plans: goes with -video only" in evaluate(folder, "-run_name=git", "-plans=1/1/1").error
     assert "Evaluation or VideoPrediction" in judged(folder, "-run_name=git", "Models.Agent.Gamma=1").error
+    elsewhere = f"-ckpt_dir={folder / 'outputs/storm/ckpt'}"  # of the first run alone
+    assert judged(folder, "-run_name=storm", "-beside=git", elsewhere).code == 0
     assert "-plans=4/4" in judged(folder, "-run_name=git", "-plans=4/4").error
     assert "at most 4 groups" in judged(folder, "-run_name=git", "-plans=5/5/1").error
     assert "HeldOutShare" in judged(folder, "-run_name=storm", "VideoPrediction.HeldOutShare=0.5").error

@@ -84,6 +84,11 @@ def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         atari_small.main(arguments)
 
 
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*gone/a.log"):
+        training.start(["train.py"], "a", tmp_path / "gone")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 def test_runs_of_a_grid_that_is_killed_save_and_go_on_when_it_is_typed_again(tmp_path: Path) -> None:
     endless = [*SMALL, "BasicSettings.env_name=Diagnostic/Catch-v0", "JointTrainAgent.SampleMaxSteps=1000000"]

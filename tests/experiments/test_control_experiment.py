@@ -44,6 +44,7 @@ def test_a_task_is_named_by_its_full_id_too(suite: grid.Suite, task: str, short:
         (["--tasks", "CartPole-v1", "Pendulum-v11"], "'Pendulum-v11' .did you mean 'Pendulum-v1'"),
         (["--models", "STORM-contrl"], "'STORM-contrl': no such file .did you mean 'STORM-control'"),
         (["Models.WorldModel.NumClasses=1"], "NumClasses=1"),
+        (["--episodes", "0"], "--episodes: Evaluation.NumEpisodes=0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_run(

@@ -13,6 +13,7 @@ from scipy import stats
 from evaluation.video_prediction import Judgement
 from experiments import video
 from experiments.video import DATA, draw, record_clips, summarise
+from utils import UserError
 
 
 def judgement(mse: float) -> dict:
@@ -72,6 +73,12 @@ def test_plans_are_asked_for_where_a_model_has_any(
     monkeypatch.setattr(video, "judge_runs", judge_runs)
     video.judge("digits", models, 0)
     assert bool(asked[0]) == has_plans
+
+
+def test_no_updates_are_refused_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "record_clips", lambda data: pytest.fail("clips are recorded"))
+    with pytest.raises(UserError, match=r"--steps: JointTrainAgent.SampleMaxSteps=0"):
+        video.main(["--steps", "0"])
 
 
 def test_seeds_are_trained_judged_and_recorded_one_after_the_other(

@@ -102,6 +102,10 @@ def test_the_command_writes_what_it_measured(tmp_path: Path, threads: None) -> N
         ("--width 60", "--width 60: must be a multiple of --latents 8 and of 8 heads"),
         ("--image_size 40", "--image_size 40: must be"),
         ("--latents 2", "--latents 2: must be at least 4"),
+        *(
+            (f"--{name} 0", f"--{name}: '0': must be")
+            for name in ("frames", "windows", "timed_repeats", "width")
+        ),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused_at_once(wrong: str, named: str) -> None:

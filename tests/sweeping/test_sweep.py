@@ -20,6 +20,7 @@ import sweep
 from run_files.manifest import read_json
 from sweeping.options import parse_options
 from sweeping.runs import SweepRun, plan_runs
+from utils import UserError
 
 SHORT = ["BasicSettings.device=cpu", "BasicSettings.NumThreads=1", "JointTrainAgent.LogEverySteps=5"]
 SHORT += ["Evaluation.NumEpisodes=1", "Evaluation.NumEnvs=1", "report=false"]
@@ -34,6 +35,16 @@ def own_signals() -> Iterator[None]:
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(
+    tmp_path: Path, own_signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "carry_out", lambda *_: pytest.fail("something runs"))
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "sweep").touch()
+    with pytest.raises(UserError, match=r"cannot write .*outputs/sweep/logs"):
+        sweep.main([CATCH, "configs=STORM-catch", f"storage={tmp_path}"])
 
 
 def test_a_run_to_its_score_and_report_and_nothing_the_second_time(

@@ -103,6 +103,14 @@ def test_pause_step_and_look_answer_at_once(tmp_path: Path) -> None:
             while (await frames(socket, 1))[0]["step"] != 1:
                 pass
             assert player.session.number == step + 1
+            (first,) = player.clients
+            async with client.ws_connect("/ws") as other:
+                await frames(other, 1)
+                (second,) = player.clients - {first}
+                player.ask(first, "step", None)
+                player.ask(second, "look", 1)  # in the same batch
+                while (await frames(socket, 1))[0]["step"] != step + 2:
+                    pass
 
     serve(tmp_path, scenario)
 
@@ -275,6 +283,7 @@ def test_an_address_that_cannot_be_had_is_said(tmp_path: Path) -> None:
         (["demo", "nothing"], "nothing"),
         (["demo", "-port=70000"], "-port=70000"),
         (["demo", "-num_threads=0"], "-num_threads=0"),
+        (["demo", "-device=gpu"], "^-device='gpu'"),
         (["-run_name=nobody"], "nobody"),
     ],
 )

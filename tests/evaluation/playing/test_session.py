@@ -135,6 +135,11 @@ def test_the_way_of_sampling_is_switched_while_it_runs(session: Session) -> None
     facts = session.step().facts
     assert session.plan == "4/4/1"
     assert [sorted(groups) for groups in facts["sweeps"]] == [[0, 1, 2, 3]] * 2  # which latent came when
+    do(session, "plan", "1/1/1")
+    assert header(session.message)["sweeps"] == facts["sweeps"]  # as these were drawn
+    do(session, "mode", "branch")
+    assert "sweeps" not in header(session.message)  # its latents are the posterior's
+    assert session.step().facts["sweeps"] == [[0, 0, 0, 0]]
 
 
 def test_one_can_go_back_to_a_way_of_sampling_of_the_agents_own(tmp_path: Path) -> None:
