@@ -43,7 +43,7 @@ class EnvironmentFault(Exception):
 
 
 def rewards_to_learn(reward: np.ndarray, settings: EnvironmentSettings) -> np.ndarray:
-    """Return what is learned from of raw rewards: them, or their signs if ClipRewards, times RewardScale."""
+    """Return the rewards to learn from: raw ones, or their signs if ClipRewards, times RewardScale."""
     kept = np.sign(reward, dtype=np.float64) if settings.ClipRewards else reward
     return (kept * settings.RewardScale).astype(np.float32)
 

@@ -74,9 +74,9 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:
     """Return dropout(softmax(query·keysᵀ/√d + mask))·values, (B, heads, T, d) each.
 
-    By two products and a softmax for gradients in less than float32, as fused ones can be biased; without
-    gradients on a CPU in bfloat16, but for a single causal chunk; else by PyTorch's fused kernel, with its
-    own causal mask if queries and keys are as many.
+    Two products and a softmax compute it for gradients in less than float32, as fused ones can be biased,
+    and without gradients on a CPU in bfloat16, except for the causal chunk of a single sequence. PyTorch's
+    fused kernel computes the rest, with its own causal mask if there are as many queries as keys.
     """
     queries, seen = query.shape[2], keys.shape[2]
     masked = causal and queries > 1

@@ -32,9 +32,9 @@ class TwoHotSymlog:
     Args:
         num_bins: number of bins, at least 2.
         limit: the bins span [-limit, limit] in symlog space.
-        decoding: "symexp_of_mean" of the bins (STORM), which of a rare, large target keeps next to
-            nothing; or "mean_of_symexp" of them (DreamerV3), an unbiased mean, for which a target's
-            weights are in proportion before symlog.
+        decoding: "symexp_of_mean" of the bins (STORM), in which a rare, large target counts next to
+            nothing; or "mean_of_symexp" of them (DreamerV3), an unbiased mean, for which a target is
+            split between two bins in proportion to its real value, not to its symlog.
     """
 
     def __init__(self, num_bins: int, limit: float, decoding: str = "symexp_of_mean") -> None:

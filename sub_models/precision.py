@@ -25,7 +25,8 @@ def products_are_faster(query: Tensor) -> bool:
 def fused_gradients_are_biased(query: Tensor) -> bool:
     """Whether a fused kernel may give gradients that drive queries and keys to ever larger scores.
 
-    Its gradient of a score where a head sees one key alone, truly 0, is what rounding leaves of the output;
-    with dropout that can have a sign, and attention can fail in the end (docs/learning.md, "Attention").
+    Where a head sees one key alone, the true gradient of its scores is 0; a fused kernel's is the rounding
+    error of the output. With dropout that error can have a consistent sign, and attention can fail in the
+    end (docs/learning.md, "Attention").
     """
     return torch.is_grad_enabled() and query.dtype in (torch.bfloat16, torch.float16)

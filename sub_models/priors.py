@@ -115,7 +115,7 @@ class MaskGITPrior(nn.Module):
     def predict(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> PriorPrediction:
         """Hide a random part of the tokens and predict it; only the hidden part counts.
 
-        Once each, or so that its sum estimates that of all K (TECO), by `KLOver`.
+        By `KLOver` its KL counts as it is, or scaled to estimate that of all K tokens (TECO).
         """
         hidden_rows, token_rows, noise_rows = (x.flatten(0, -2) for x in (hidden, tokens, noise))
         count = mask_count(noise_rows[:, 0], self.schedule, self.num_latents, self.min_mask_ratio)

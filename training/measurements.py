@@ -240,10 +240,9 @@ def end_to_end(
 ) -> dict[str, float]:
     """Environment steps per second of the real training loop after its warm-up.
 
-    Counts everything: acting, emulator, storing, both updates, logs and one checkpoint. On a GPU
-    also the most memory it took beside the replay buffer, and the share of the time in which it runs
-    nothing: the kernels of some further steps are recorded, and compared with the time that a step
-    took when nobody looked.
+    Counts everything: acting, emulator, storing, both updates, logs and one checkpoint. On a GPU also
+    the peak memory beside the replay buffer, and the share of the time in which the GPU is idle: the
+    kernels of some further steps are recorded, and compared with the time of a step without recording.
 
     Args:
         config: of the run. steps: that are timed. loop: train.py's.

@@ -53,9 +53,9 @@ def find_state(
 
 
 def has_weights(step: int, config: Config, directory: RunDirectory) -> bool:
-    """Return whether a checkpoint is of this step; its nominal one may lie a step of all environments back.
+    """Return whether there is a checkpoint of this step; its nominal step may be lower by less than NumEnvs.
 
-    None is where a run ended later than it is to end by now.
+    There is none if a run had passed the step at which its config now ends it.
     """
     return any(
         0 <= step - saved < config.JointTrainAgent.NumEnvs
