@@ -12,8 +12,8 @@ The sides differ in JointTrainAgent.ActBlindly or JointTrainAgent.UpdateAfterSto
 at a time (--at-a-time), on one thread each, in the current folder; typed again the command continues them.
 Every finished run is recorded at once, in <out>/<task>.json, with the comparison of all that are there: each
 side's mean over seeds, and by how much the first side, the default, is above it, with a 95 % interval
-(Welch's t). Eight seeds a side show a difference of 1.5 standard deviations over seeds four times in five; a
-smaller one may be there all the same.
+(Welch's t); and by how much the same agents score more when they see. Eight seeds a side show a difference of
+1.5 standard deviations over seeds four times in five; a smaller one may be there all the same.
 """
 
 from __future__ import annotations
@@ -42,9 +42,23 @@ WINDY = "WindyCatch"  # Diagnostic/WindyCatch-v0; other tasks are Atari's games
 
 
 def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the sides score, by model and way of playing, and how far seeing is above the others."""
+    """Return what the sides score, by model and way of playing, and how far seeing is above the others.
+
+    Also how far it is above when the same agents play, whichever way each was trained.
+    """
     models = sorted({run["model"].split(" ")[0] for run in runs})
-    return {"sides": {model: {way: compare_sides(model, runs, way) for way in WAYS} for model in models}}
+    sides = {model: {way: compare_sides(model, runs, way) for way in WAYS} for model in models}
+    return {"sides": sides, "at_play": {model: compare_play(model, runs) for model in models}}
+
+
+def compare_play(model: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return by how much an agent of a model scores more seeing than blindly, with a 95 % interval."""
+    agents = [run for run in runs if run["model"].split(" ")[0] == model]
+    gains = [
+        statistics.fmean(returns_of(run, SEEING)) - statistics.fmean(returns_of(run, BLIND)) for run in agents
+    ]
+    above, *interval = sum_of_means([np.asarray(gains)])
+    return {"agents": len(gains), "seeing_above": above, "interval": interval}
 
 
 def returns_of(run: dict[str, Any], way: str) -> list[float]:

@@ -43,6 +43,9 @@ def test_all_sides_are_run_recorded_and_compared(tmp_path: Path, monkeypatch: py
     of_ways = record["sides"]["STORM-catch"]
     assert [of_ways[way]["blind"]["seeds"] for way in ("seeing", "blind")] == [[5.0, 5.0], [0.0, 1.0]]
     assert [of_ways[way]["seeing"]["seeds"] for way in ("seeing", "blind")] == [[2.0, 4.0], [1.0, 1.0]]
+    at_play = record["at_play"]["STORM-catch"]
+    assert at_play["agents"] == 6 and at_play["seeing_above"] == pytest.approx((1 + 5 + 1 + 3 + 4 + 3.5) / 6)
+    assert at_play["interval"][0] < at_play["seeing_above"] < at_play["interval"][1]
     found = of_ways["as trained"]
     assert found["seeing"] == {"mean": 3.0, "seeds": [2.0, 4.0]}
     for side, scores, above in (("blind", [0.0, 1.0], 2.5), ("storing first", [2.0, 4.5], -0.25)):
