@@ -23,7 +23,7 @@ def announced(compile_when: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What a run on a CPU says of itself."""
     execution = Execution(BasicSettings(Precision="float32", Compile=compile_when), torch.device("cpu"))
     learner = SimpleNamespace(world_model=torch.nn.Linear(4, 4))
-    train.announce(SimpleNamespace(notes=[], learner=learner, execution=execution), Config())
+    train.announce(SimpleNamespace(config=Config(), notes=[], learner=learner, execution=execution))
     return capsys.readouterr().err
 
 
