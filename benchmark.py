@@ -263,10 +263,10 @@ def main(arguments: list[str]) -> None:
             figures = measure(config, clock)
             if options.steps:
                 figures |= measure_loop(config, clock, options.steps)
+        if options.json is not None:
+            write_atomically(options.json, json.dumps(figures, indent=1))
         if options.profile is not None:
             write_profile(config, clock, options.profile)
-    if options.json is not None:
-        write_atomically(options.json, json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -104,20 +104,30 @@ class Key:
             value = self.type(number) if is_right else None
         if type(value) is not self.type or (self.allowed is not None and value not in self.allowed):
             raise ValueError(value)
-        if self.type in (str, list, dict) and not is_plain(value):
+        if self.type in (str, list) and not all(map(is_plain, [value] if self.type is str else value)):
+            raise ValueError(value)
+        if self.type is dict and not is_data(value):
             raise ValueError(value)
         return value
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a text is printable and OmegaConf leaves it alone; of mappings and lists, what they hold."""
+def is_plain(text: Any) -> bool:
+    """Whether `text` is one of printable characters that does not ask to be evaluated."""
+    is_line = isinstance(text, str) and text.isprintable() and 0 < len(text.strip()) <= LONGEST
+    return is_line and is_data(text)
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value is a text, number, truth value or null, or a mapping by texts or a list of such.
+
+    Texts that OmegaConf would evaluate, or take for a missing value, are not.
+    """
     if isinstance(value, dict):
-        return all(isinstance(name, str) and is_plain(name) and is_plain(value[name]) for name in value)
+        return all(isinstance(name, str) and is_data(name) and is_data(value[name]) for name in value)
     if isinstance(value, list):
-        return all(map(is_plain, value))
+        return all(map(is_data, value))
     if isinstance(value, str):
-        is_line = value.isprintable() and 0 < len(value.strip()) <= LONGEST
-        return is_line and "${" not in value and value != "???"
+        return "${" not in value and value != "???"
     return value is None or isinstance(value, (bool, int, float))
 
 

@@ -53,7 +53,7 @@ def compare(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare_play(model: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return by how much an agent of a model scores more seeing than blindly, with a 95 % interval."""
-    agents = [run for run in runs if run["model"].split(" ")[0] == model]
+    agents = [run for run in runs if run["model"].startswith(f"{model} ")]
     gains = [
         statistics.fmean(returns_of(run, SEEING)) - statistics.fmean(returns_of(run, BLIND)) for run in agents
     ]

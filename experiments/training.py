@@ -118,7 +118,9 @@ def start(command: list[str], run_name: str, folder: Path) -> subprocess.Popen[b
     """
     wait_until_free(str(RunDirectory(run_name, folder).lock_file))
     path = folder / f"{run_name}.log"
-    with disk_errors(path), path.open("ab") as log:
+    with disk_errors(path):
+        log = path.open("ab")
+    with log:
         line = ends_with_parent(command)
         return subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, env=os.environ | SETTLED)
 

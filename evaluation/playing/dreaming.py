@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Dream:
         self.latent = torch.zeros(1, world_model.latent_size, device=device)  # z_t
         self.hidden = torch.zeros(1, world_model.config.TransformerHiddenDim, device=device)  # h_{t−1}
         self.posterior_logits = self.latent.unflatten(-1, world_model.latent_shape)  # of the last observation
-        self.groups: list[list[int]] | None = None  # of each latent in each sweep, if a plan drew them
+        self._drawn: tuple[Any, Tensor] | None = None  # plan, if any, and noise that the prior drew it with
         self._past: list[tuple[Tensor, Tensor]] = []  # latents (1, K·C) and actions (1, ...)
         self._cache = world_model.sequence_model.make_cache(room)
 
@@ -66,7 +66,7 @@ class Dream:
         self._past, self._cache = [], model.sequence_model.make_cache(self.room)
         logits = model.posterior_logits(observation[None])
         latent = model.draw(logits, self.uniform(*logits.shape[:2], model.posterior_noise_size))
-        self.posterior_logits, self.latent, self.groups = logits[:, -1], latent[:, -1], None
+        self.posterior_logits, self.latent, self._drawn = logits[:, -1], latent[:, -1], None
         self.hidden = torch.zeros_like(self.hidden)
         if len(action):
             self._past = [(latent[:, step], action[step : step + 1]) for step in range(len(action))]
@@ -90,6 +90,12 @@ class Dream:
         return self.world_model.feature(self.latent, self.hidden)
 
     @property
+    def groups(self) -> list[list[int]] | None:
+        """Group of each latent in each sweep of the plan that drew them; None if none did."""
+        plan, noise = self._drawn or (None, None)
+        return None if plan is None else [sweep.tolist() for sweep in plan.groups(noise)]
+
+    @property
     def prior_log_probs(self) -> Tensor:
         """log p(z_t | h_{t−1}), (K, C), each latent by itself."""
         return self.world_model.prior.log_probs(self.hidden)[0]
@@ -108,8 +114,7 @@ class Dream:
         self._past = past
         noise = self.uniform(1, model.prior.sample_noise_size)
         self.latent = model.one_hot_latent(model.prior.sample(self.hidden, noise))
-        plan = getattr(model.prior, "plan", None)
-        self.groups = None if plan is None else [sweep.tolist() for sweep in plan.groups(noise[0])]
+        self._drawn = getattr(model.prior, "plan", None), noise[0]
         return Outcome(float(model.predict_reward(self.hidden)), bool(model.predict_termination(self.hidden)))
 
     @torch.no_grad()
@@ -118,7 +123,7 @@ class Dream:
         model = self.world_model
         self.posterior_logits = model.posterior_logits(observation[None])
         self.latent = model.draw(self.posterior_logits, self.uniform(1, model.posterior_noise_size))
-        self.groups = None
+        self._drawn = None
 
     @torch.no_grad()
     def picture(self) -> np.ndarray:

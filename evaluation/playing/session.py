@@ -333,8 +333,8 @@ class Session:
         }
         if controls.mode != "dream":
             facts["error"] = self._error()
-        if self.dream.groups is not None:
-            facts["sweeps"] = self.dream.groups
+        if (groups := self.dream.groups) is not None:
+            facts["sweeps"] = groups
         if self.spaces.action.kind == "discrete":
             facts["probabilities"] = outputs.float().softmax(-1)[0].tolist()
         else:

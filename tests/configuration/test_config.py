@@ -183,8 +183,8 @@ def test_a_number_in_a_file_is_no_text(tmp_path: Path) -> None:
 
 
 def test_lists_and_mappings(tmp_path: Path) -> None:
-    arguments = {"mode": 2, "difficulty": 1, "name": "1", "deep": {"list": [1.5, True, None]}}
-    text = "{mode: 2, difficulty: 1, name: '1', deep: {list: [1.5, true, null]}}"
+    arguments = {"mode": 2, "empty": "", "name": "1", "deep": {"list": [1.5, True, None]}}
+    text = "{mode: 2, empty: '', name: '1', deep: {list: [1.5, true, null]}}"
     from_file = load_text(tmp_path, f"Environment: {{Arguments: {text}}}\nBasicSettings: {{Loggers: [a, b]}}")
     typed = load_config([f"Environment.Arguments={text}", "BasicSettings.Loggers=a, b"])
     for config in (from_file, typed):

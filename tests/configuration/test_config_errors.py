@@ -167,6 +167,8 @@ def test_only_settings_that_are_probably_not_meant_are_warned_about(caplog: pyte
         ('BasicSettings: {n: "\\ud800"}', ["custom.yaml", "BasicSettings.n"]),
         ('BasicSettings: {n: "\\x1b[31m"}', ["custom.yaml", "BasicSettings.n", "plain text"]),
         ("BasicSettings: {n: '${oc.env:HOME}'}", ["custom.yaml", "BasicSettings.n", "plain text"]),
+        ("BasicSettings: {Loggers: [jsonl, 1]}", ["custom.yaml", "BasicSettings.Loggers", "a list, as a,b"]),
+        ("BasicSettings: {Loggers: [[jsonl]]}", ["custom.yaml", "BasicSettings.Loggers", "a list, as a,b"]),
         ("Task: !!python/object/apply:os.system ['true']", ["custom.yaml", "line 1", "python/object/apply"]),
         ("More: 1", ["custom.yaml", "unknown key 'More'"]),
     ],
