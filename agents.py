@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from compute.execution import Execution
 from compute.random_streams import RandomStreams
-from configuration.schema import Agent as AgentConfig
-from configuration.schema import Config
+from configuration.schema import AgentConfig, Config
 from configuration.spaces import ActionSpec, Spaces
 from sub_models.action_distributions import make_action_distribution
 from sub_models.batch import Rollout
@@ -64,7 +63,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.bootstrap_shift = 0 if release_quirks else 1
-        self.two_hot = TwoHotSymlog(config.ValueBins, config.BinLimit)
+        self.two_hot = TwoHotSymlog(config.ValueBins, config.BinLimit, "symexp_of_mean")
         self.actions = make_action_distribution(config, actions)
         shape = (feature_size, config.HiddenDim, config.NumLayers)
         self.actor = mlp(*shape, self.actions.output_size, config.NormEps)
@@ -239,7 +238,9 @@ class Policy:
         self.fixed_weights = fixed_weights
         self._choose = execution.graph(execution.autocast(self.choose_action))
         self._encode, self._upload = execution.autocast(world_model.posterior_logits), execution.upload
-        self._context: Tensor | None = None  # observations, or posterior logits if the weights are fixed
+        # Observations, (N, T, *shape), which each step encodes anew, as the weights change while training; or
+        # posterior logits, (N, T, K, C), if the weights are fixed.
+        self._context: Tensor | None = None
         self._actions: Tensor | None = None  # (N, T, ...), as executed
         latent_noise = world_model.prior.sample_noise_size if blind else world_model.posterior_noise_size
         self._noise_sizes = (latent_noise, agent.actions.noise_size)
@@ -275,7 +276,7 @@ class Policy:
         if self.blind:
             latent = model.one_hot_latent(model.prior.sample(hidden, latent_noise))
         else:
-            latent = model.draw(now, latent_noise)
+            latent = model.sample_posterior(now, latent_noise)
         outputs = self.agent.actor(model.feature(latent, hidden))
         action = distribution.mode(outputs) if self.greedy else distribution.draw(outputs, action_noise)
         return distribution.executed(action), kept

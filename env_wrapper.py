@@ -17,7 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from compute.random_streams import derive_seed
-from configuration.schema import Environment as EnvironmentSettings
+from configuration.schema import EnvironmentConfig
 from environments.single import SingleEnvironment
 from environments.workers import Pool, PoolFailure
 from utils import UserError
@@ -42,13 +42,13 @@ class EnvironmentFault(Exception):
     """An environment died, hung, raised or returned nonsense; all N have begun new episodes on new seeds."""
 
 
-def rewards_to_learn(reward: np.ndarray, settings: EnvironmentSettings) -> np.ndarray:
+def rewards_to_learn(reward: np.ndarray, settings: EnvironmentConfig) -> np.ndarray:
     """Return the rewards to learn from: raw ones, or their signs if ClipRewards, times RewardScale."""
     kept = np.sign(reward, dtype=np.float64) if settings.ClipRewards else reward
     return (kept * settings.RewardScale).astype(np.float32)
 
 
-def raw_reward_of(learned: float, settings: EnvironmentSettings) -> float:
+def raw_reward_of(learned: float, settings: EnvironmentConfig) -> float:
     """Return a raw reward that `learned`, predicted by a model, is learned from; clipped: -1, 0 or 1."""
     raw = learned / settings.RewardScale
     return float(np.sign(np.round(raw))) if settings.ClipRewards else raw
@@ -71,7 +71,7 @@ class VectorEnvironment:
     def __init__(
         self,
         name: str,
-        settings: EnvironmentSettings,
+        settings: EnvironmentConfig,
         image_size: int,
         num_envs: int,
         seed: int,

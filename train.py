@@ -65,7 +65,7 @@ def take_step(run: TrainingRun) -> None:
 
     With UpdateAfterStoring the update waits for the step, and can draw it.
     """
-    if not run.plays:
+    if not run.plays:  # training/video.py
         return run.update_models()
     waits = run.config.JointTrainAgent.UpdateAfterStoring
     observation = run.execution.upload(run.observation)

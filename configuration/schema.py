@@ -78,7 +78,7 @@ class BasicSettings:
 
 
 @dataclass
-class Environment:
+class EnvironmentConfig:
     """The game as the agent plays it, and what is done about its faults."""
 
     Observation: str = fixed("auto", "as the environment returns it, drawn, or flattened", OBSERVATIONS)
@@ -126,7 +126,7 @@ class JointTrainAgent:
 
 
 @dataclass
-class WorldModel:
+class WorldModelConfig:
     """Encoder, sequence model, heads and loss of the world model."""
 
     StemChannels: int = fixed(32, "channels of the encoder's first convolution; each next one doubles", WIDTH)
@@ -162,7 +162,7 @@ class WorldModel:
 
 
 @dataclass
-class Agent:
+class AgentConfig:
     """Actor and critic."""
 
     NumLayers: int = fixed(2, "hidden layers of actor and critic", COUNT)
@@ -188,7 +188,7 @@ class Agent:
 
 
 @dataclass
-class MaskGitTransformer:
+class MaskGitTransformerConfig:
     """The bidirectional transformer of the MaskGIT prior."""
 
     EmbedDim: int = fixed(128, "width of the bidirectional transformer", WIDTH)
@@ -200,7 +200,7 @@ class MaskGitTransformer:
 
 
 @dataclass
-class MaskGit:
+class MaskGitConfig:
     """The MaskGIT prior and its sampling plan; GITSTORM only."""
 
     VocabDim: int = fixed(128, "width of the token embeddings", WIDTH)
@@ -212,16 +212,16 @@ class MaskGit:
     KLOver: str = fixed("masked", "KL: sum over masked latents, or (TECO) their mean times K: all", COUNTED)
     NormEps: float = fixed(1e-5, "epsilon of its LayerNorms", POSITIVE)
     InitStd: float = fixed(0.02, "standard deviation of the initial token and position tables", NOT_NEGATIVE)
-    TmfArgs: MaskGitTransformer = section(MaskGitTransformer)
+    TmfArgs: MaskGitTransformerConfig = section(MaskGitTransformerConfig)
 
 
 @dataclass
-class Models:
+class ModelsConfig:
     """The networks."""
 
-    WorldModel: WorldModel = section(WorldModel)
-    Agent: Agent = section(Agent)
-    MaskGit: MaskGit = section(MaskGit)
+    WorldModel: WorldModelConfig = section(WorldModelConfig)
+    Agent: AgentConfig = section(AgentConfig)
+    MaskGit: MaskGitConfig = section(MaskGitConfig)
 
 
 @dataclass
@@ -265,9 +265,9 @@ class Config:
 
     Task: str = fixed("JointTrainAgent", "agent and world model, or the latter alone on clips", TASKS)
     BasicSettings: BasicSettings = section(BasicSettings)
-    Environment: Environment = section(Environment)
+    Environment: EnvironmentConfig = section(EnvironmentConfig)
     JointTrainAgent: JointTrainAgent = section(JointTrainAgent)
-    Models: Models = field(default_factory=lambda: Models())  # with the sections registered by then
+    Models: ModelsConfig = field(default_factory=lambda: ModelsConfig())  # with what is registered by then
     Evaluation: Evaluation = section(Evaluation)
     VideoPrediction: VideoPrediction = section(VideoPrediction)
     Health: Health = section(Health)
@@ -280,12 +280,13 @@ def register_section(name: str, cls: type) -> None:
     They are then checked, listed by --help and saved like all others; a Config made afterwards has them
     as `config.Models.<Any>`. Raise ValueError if the name is taken, or no name of a section of Models.
     """
-    global Models
+    global ModelsConfig
     last = name.removeprefix("Models.")
-    if not name.startswith("Models.") or not last.isidentifier() or last in Models.__dataclass_fields__:
+    if not name.startswith("Models.") or not last.isidentifier() or last in ModelsConfig.__dataclass_fields__:
         raise ValueError(f"{name}: must be Models.<Any>, a section that is not there yet")
-    Models = dataclasses.make_dataclass("Models", [(last, cls, section(cls))], bases=(Models,))
-    Models.__module__ = __name__  # so that configurations can be pickled
+    fields = [(last, cls, section(cls))]
+    ModelsConfig = dataclasses.make_dataclass("ModelsConfig", fields, bases=(ModelsConfig,))
+    ModelsConfig.__module__ = __name__  # so that configurations can be pickled
     schema.cache_clear()
 
 

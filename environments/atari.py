@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from configuration.schema import Environment as EnvironmentSettings
+from configuration.schema import EnvironmentConfig
 from utils import UserError
 
 SETTING_OF = {
@@ -31,16 +31,16 @@ def is_atari(spec: EnvSpec) -> bool:
     return spec.entry_point in ("ale_py.env:AtariEnv", "ale_py:AtariEnv", ale_py.AtariEnv)
 
 
-def overruled(spec: EnvSpec, settings: EnvironmentSettings) -> list[tuple[str, str]]:
+def overruled(spec: EnvSpec, settings: EnvironmentConfig) -> list[tuple[str, str]]:
     """Return (argument, setting) for what an id registers and a setting at its default says otherwise."""
-    defaults = EnvironmentSettings()
+    defaults = EnvironmentConfig()
     left = {name: key for name, key in SETTING_OF.items() if getattr(settings, key) == getattr(defaults, key)}
     left.pop("full_action_space", None)  # either may ask for it
     said = [(name, key) for name, key in left.items() if name in spec.kwargs]
     return [(name, key) for name, key in said if spec.kwargs[name] != getattr(settings, key)]
 
 
-def emulator_arguments(registered: dict[str, Any], settings: EnvironmentSettings) -> dict[str, Any]:
+def emulator_arguments(registered: dict[str, Any], settings: EnvironmentConfig) -> dict[str, Any]:
     """Return what a game is made with: the settings and, of its registered id, everything else.
 
     Raises:

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from configuration.schema import Environment as EnvironmentSettings
+from configuration.schema import EnvironmentConfig
 from configuration.spaces import Spaces
 from environments import control, diagnostic  # the latter registers its environments
 from environments.atari import SETTING_OF, AtariGame, emulator_arguments, is_atari, overruled
@@ -38,7 +38,7 @@ def environment_id(name: str) -> str:
     return name if re.search(r"[/:]|-v\d", name) else f"ALE/{name}-v5"
 
 
-def action_repeat(name: str, settings: EnvironmentSettings) -> int:
+def action_repeat(name: str, settings: EnvironmentConfig) -> int:
     """Return the environment's steps per agent step."""
     return settings.ActionRepeat or (control.ACTION_REPEAT if name.startswith(control.PREFIX) else 1)
 
@@ -74,9 +74,9 @@ def _bare(name: str) -> str:
     return re.sub(r"^(ale|dm_control)/|-v\d+$", "", name.lower())
 
 
-def ignored_settings(name: str, settings: EnvironmentSettings) -> list[str]:
+def ignored_settings(name: str, settings: EnvironmentConfig) -> list[str]:
     """Return lines on settings that mean nothing to that environment, or that its own id had otherwise."""
-    defaults, spec = EnvironmentSettings(), find_spec(name)
+    defaults, spec = EnvironmentConfig(), find_spec(name)
     changed = [key for key in SETTING_OF.values() if getattr(settings, key) != getattr(defaults, key)]
     if is_atari(spec):
         other = [f"{one}={spec.kwargs[one]} by Environment.{key}" for one, key in overruled(spec, settings)]
@@ -103,9 +103,7 @@ class SingleEnvironment:
         UserError: it cannot be made, or its spaces are not supported.
     """
 
-    def __init__(
-        self, name: str, settings: EnvironmentSettings, image_size: int, release_quirks: bool
-    ) -> None:
+    def __init__(self, name: str, settings: EnvironmentConfig, image_size: int, release_quirks: bool) -> None:
         self._spec = find_spec(name)
         self._settings, self._release_quirks = settings, release_quirks
         self._repeat = action_repeat(name, settings)

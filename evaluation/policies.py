@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents import Policy, acts_blindly, make_models
+from agents import ActorCritic, Policy, acts_blindly, make_models
 from compute.execution import Execution
 from compute.random_streams import RandomStreams, derive_seed
 from configuration.loading import load_saved_config
@@ -20,12 +21,20 @@ from evaluation.episodes import environment_spaces, evaluation_environment
 from run_files.directory import RunDirectory, as_outputs, find_run, read_spaces
 from run_files.weights import checkpoint_files, list_checkpoints, load_into, load_weights
 from sub_models import storm_checkpoint
+from sub_models.world_models import WorldModel
 from utils import REPOSITORY, UserError, resolve_device
 
 STEP = "[0-9]{1,15}"
 WEIGHT_FILE = re.compile(rf"(?:world_model|agent)_({STEP})\.pth")
 SHIPPED = REPOSITORY / "assets" / "agents"  # trained ones, each a folder with config.yaml and checkpoint
-Models = tuple[nn.Module, nn.Module, bool]  # world model, agent, and whether they act blindly
+
+
+class TrainedModels(NamedTuple):
+    """What a policy acts with."""
+
+    world_model: WorldModel
+    agent: ActorCritic
+    is_original: bool = False  # of the original STORM, which does not see the present observation
 
 
 class EvaluationPolicy(Policy):
@@ -37,9 +46,15 @@ class EvaluationPolicy(Policy):
     """
 
     def __init__(
-        self, config: Config, models: Models, num_envs: int, execution: Execution, seed: int, greedy: bool
+        self,
+        config: Config,
+        models: TrainedModels,
+        num_envs: int,
+        execution: Execution,
+        seed: int,
+        greedy: bool,
     ) -> None:
-        world_model, agent, original = models
+        world_model, agent, is_original = models
         if execution.graphs:
             gc.collect()  # an earlier policy and its graph refer to each other, and hold the card's memory
         super().__init__(
@@ -50,7 +65,7 @@ class EvaluationPolicy(Policy):
             RandomStreams(derive_seed(seed, "evaluation"), execution.device),
             execution,
             greedy=greedy,
-            blind=original or acts_blindly(config),
+            blind=is_original or acts_blindly(config),
             fixed_weights=True,
         )
         self.config, self.seed = config, seed
@@ -98,19 +113,20 @@ class RandomPlay:
         """Do nothing: there is no context."""
 
 
-def load_models(config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int) -> Models:
-    """Return world model and agent of a checkpoint, and whether the original STORM wrote it.
+def load_models(
+    config: Config, spaces: Spaces, execution: Execution, directory: Path, step: int
+) -> TrainedModels:
+    """Return the models of a checkpoint.
 
-    The original STORM's act without seeing the current frame. Raise UserError if what the run saw and did,
-    according to its run.json, is not `spaces`.
+    Raise UserError if what the run saw and did, according to its run.json, is not `spaces`.
     """
     check_spaces(str(directory), read_spaces(directory.parent / "run.json") or spaces, spaces)
-    models, original = make_models(config, spaces, execution.device), False
+    models, by_original = make_models(config, spaces, execution.device), False
     for model, path in zip(models, checkpoint_files(directory, step), strict=True):
         weights, is_original = read_weights(path)
         load_into(model, weights, str(path))
-        original |= is_original
-    return *models, original
+        by_original |= is_original
+    return TrainedModels(*models, by_original)
 
 
 def check_spaces(agent: str, trained: Spaces, here: Spaces) -> None:

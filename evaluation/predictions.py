@@ -161,7 +161,7 @@ def measure(
         policy = EvaluationPolicy(config, models, 1, execution, seed, settings.Greedy)
         wanted = settings.PredictionWindows * (context + horizon)
         steps, returns = play_episodes(policy, environment, wanted, config.Environment.MaxFaults)
-    world_model = models[0]
+    world_model = models.world_model
     batch = spread_windows(steps, settings.PredictionWindows, context + horizon).to(execution.device)
     streams = RandomStreams(derive_seed(seed, "world-model report"), execution.device)
     prediction = open_loop(world_model, batch, context, streams)

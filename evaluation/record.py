@@ -29,7 +29,7 @@ from evaluation.options import named_as_options
 from evaluation.policies import RandomPlay, check_spaces, load_policy
 from utils import OneLineParser, UserError, run_cli, write_atomically
 
-Episode = tuple[np.ndarray, np.ndarray]  # frames, uint8 (T, S, S, 3), and actions (T, ...)
+Clip = tuple[np.ndarray, np.ndarray]  # frames, uint8 (T, S, S, 3), and actions (T, ...)
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -92,9 +92,9 @@ def check_picture(config: Config, seen: ObservationSpec) -> None:
         raise UserError(f"{config.BasicSettings.env_name} is seen as {seen.kind} {seen.shape}, not in colour")
 
 
-def episodes(
+def clips_of_play(
     policy: Policy | RandomPlay, environment: VectorEnvironment, steps: int, max_faults: int
-) -> Iterator[Episode]:
+) -> Iterator[Clip]:
     """Play so many steps and yield their episodes; one in which the environment fails ends there."""
     frames, actions, left = [], [], steps
     for step in play(policy, environment, environment.reset(), max_faults):
@@ -116,7 +116,7 @@ def record(options: argparse.Namespace) -> int:
     policy, environment, max_faults = open_play(options)
     count = 0
     with contextlib.closing(environment), tqdm(total=options.steps, unit="frame") as bar:
-        for video, actions in episodes(policy, environment, options.steps, max_faults):
+        for video, actions in clips_of_play(policy, environment, options.steps, max_faults):
             arrays = {"video": video} | ({} if options.without_actions else {"actions": actions})
             write_atomically(
                 options.out / f"{count:05}.npz",

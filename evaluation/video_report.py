@@ -88,7 +88,9 @@ def judge_runs(
         for each in targets:
             check_length(each, video)
             models = load_models(each.config, clips.spaces, execution, each.checkpoints, each.steps[-1])
-            predictors |= predictors_of(each.run.name, models[0], options.plans, video.Context, target.seed)
+            predictors |= predictors_of(
+                each.run.name, models.world_model, options.plans, video.Context, target.seed
+            )
         batches = clips.spread(video.Clips * video.Groups, length, BATCH)
         found = judge(predictors, batches, video.Context, video.Clips, measures, features)
     return {

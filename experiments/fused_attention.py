@@ -258,7 +258,7 @@ def main(arguments: list[str]) -> None:
     policy = EvaluationPolicy(config, models, 1, execution, settings.seed, False)
     with contextlib.closing(environment):
         steps, returns = play_episodes(policy, environment, settings.frames, config.Environment.MaxFaults)
-    curves = {way: continue_training(config, models[0], steps, settings, way) for way in WAYS}
+    curves = {way: continue_training(config, models.world_model, steps, settings, way) for way in WAYS}
     name = as_file_name(options.agent.name)
     facts = {
         "bias_on": machine_facts(device)["hardware"],

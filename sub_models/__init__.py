@@ -1,1 +1,13 @@
-"""World model of STORM and GIT-STORM: encoder, sequence model, priors, heads."""
+"""World model of STORM and GIT-STORM.
+
+world_models            the whole of it, with its loss: begin here
+encoders, image, vector what turns observations into latents, and back
+transformer_model       the sequence model; attention_blocks: its blocks, and the key/value cache
+priors, torch_maskgit   STORM's prior, GIT-STORM's, and how a MaskGIT is sampled
+mlp                     the heads; action_distributions: what an actor's outputs mean
+functions_losses        symlog, two-hot, categoricals, KL, λ-return
+batch                   what travels between the parts
+
+convolutions, fast_forms, linear and precision compute the same faster; storm_checkpoint reads the original's
+files.
+"""

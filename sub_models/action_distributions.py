@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configuration.schema import Agent as AgentConfig
+from configuration.schema import AgentConfig
 from configuration.spaces import ActionSpec
 from sub_models.functions_losses import entropy, sample
 

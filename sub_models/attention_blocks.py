@@ -86,7 +86,10 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, cache: KeyValueCache | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Tokens x (B, T, width) → the same; given positions (B, n) int64, what these tokens find alone."""
+        """Tokens x (B, T, width) → the same; given positions (B, n) int64, what these tokens find alone.
+
+        softmax(query·keysᵀ/√d)·values of each head, joined; `attend` chooses how it is computed.
+        """
         query, key, value = self.project(x)
         if positions is not None:
             query = take(query, positions.unsqueeze(1))

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from configuration.schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModelConfig
 from configuration.spaces import ObservationSpec
 from sub_models.image import ImageDecoder, ImageEncoder
 from sub_models.vector import VectorDecoder, VectorEncoder

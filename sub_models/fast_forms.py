@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sub_models.convolutions import convolve
 from sub_models.linear import linear as linear_product
-from sub_models.precision import fused_gradients_are_biased, products_are_faster
 
 
 def convolution_then_norm(
@@ -69,6 +68,21 @@ def linear_of_condition(condition: Tensor, table: nn.Embedding, linear: nn.Linea
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     """Return what each query sees, bool (queries, keys), the last query aligned with the last key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def products_are_faster(query: Tensor) -> bool:
+    """Whether attention with queries like this one is faster as plain products than fused."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
+def fused_gradients_are_biased(query: Tensor) -> bool:
+    """Whether a fused kernel may give gradients that drive queries and keys to ever larger scores.
+
+    Where a head sees one key alone, the true gradient of its scores is 0; a fused kernel's is the rounding
+    error of the output. With dropout that error can have a consistent sign, and attention can fail in the
+    end (docs/learning.md, "Attention").
+    """
+    return torch.is_grad_enabled() and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, causal: bool, dropout: float) -> Tensor:

@@ -37,7 +37,7 @@ class TwoHotSymlog:
             split between two bins in proportion to its real value, not to its symlog.
     """
 
-    def __init__(self, num_bins: int, limit: float, decoding: str = "symexp_of_mean") -> None:
+    def __init__(self, num_bins: int, limit: float, decoding: str) -> None:
         self.num_bins = num_bins
         self.limit = limit
         self.averages_values = decoding == "mean_of_symexp"

@@ -9,7 +9,7 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from configuration.schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModelConfig
 from sub_models.convolutions import ConvTranspose2d
 from sub_models.fast_forms import convolution_then_norm, linear_of_maps, maps_of_linear
 from sub_models.linear import Linear

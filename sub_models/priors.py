@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from configuration.schema import Models as ModelsConfig
+from configuration.schema import ModelsConfig
 from sub_models.functions_losses import sample, unimix_log_probs
 from sub_models.linear import Linear
 from sub_models.torch_maskgit.masking import mask_count, random_mask

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configuration.schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModelConfig
 from configuration.spaces import ActionSpec
 from sub_models.attention_blocks import CausalBlock, KeyValueCache, MultiHeadAttention
 from sub_models.fast_forms import attend

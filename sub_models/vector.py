@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from configuration.schema import WorldModel as WorldModelConfig
+from configuration.schema import WorldModelConfig
 from sub_models.functions_losses import symlog
 from sub_models.mlp import mlp
 from sub_models.precision import compute_dtype

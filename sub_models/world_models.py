@@ -2,6 +2,18 @@
 
 STORM and GIT-STORM are this one class; the prior it is given makes the difference. So do images and
 vectors, by their encoder and decoder, and classes and boxes of actions.
+
+At step t an action a_t is taken on an observation o_t, and leads to a reward r_t and perhaps the end, d_t:
+
+    posterior        z_t ~ q(z | o_t)           latents: K categorical variables of C classes
+    sequence model   h_t = f(z_≤t, a_≤t)
+    heads            r_t, d_t from h_t
+    prior            z_t+1 ~ p(z | h_t)         in imagination, where there is no o_t+1
+    decoder          o_t from z_t
+    agent            a_t from (z_t, h_t−1)
+
+Whatever draws takes uniform noise as an argument, and the `…_noise_size` attributes say how much of it: so
+the same noise gives the same draw, in compiled code and in CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -12,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configuration.schema import Models as ModelsConfig
-from configuration.schema import WorldModel as WorldModelConfig
+from configuration.schema import ModelsConfig
 from configuration.spaces import Spaces
 from sub_models.attention_blocks import KeyValueCache
 from sub_models.batch import Batch
@@ -55,35 +66,34 @@ class WorldModel(nn.Module):
     """STORM's world model (STORM, section 3.1) with either prior.
 
     Args:
-        config: the Models section.
+        models: the Models section.
         model_type: "STORM", "GITSTORM", or a prior as module:Class.
         spaces: what is observed and done.
     """
 
-    def __init__(self, config: ModelsConfig, model_type: str, spaces: Spaces) -> None:
+    def __init__(self, models: ModelsConfig, model_type: str, spaces: Spaces) -> None:
         super().__init__()
-        self.config: WorldModelConfig = config.WorldModel
+        self.config = config = models.WorldModel
         self.spaces = spaces
-        width = self.config.TransformerHiddenDim
-        self.latent_shape = (self.config.NumLatents, self.config.NumClasses)
-        self.latent_size = self.config.NumLatents * self.config.NumClasses
+        width = config.TransformerHiddenDim
+        self.latent_shape = (config.NumLatents, config.NumClasses)
+        self.latent_size = config.NumLatents * config.NumClasses
         self.feature_size = self.latent_size + width
-        self.two_hot = TwoHotSymlog(self.config.RewardBins, self.config.BinLimit, self.config.RewardDecoding)
-        self.encoder = make_encoder(self.config, spaces.observation, self.latent_size)
-        self.decoder = make_decoder(self.config, spaces.observation, self.latent_size)
-        self.sequence_model = SequenceModel(self.config, spaces.action)
-        self.prior = make_prior(config, model_type)
-        heads = (width, self.config.HeadLayers)
-        self.reward_head = mlp(width, *heads, self.config.RewardBins, self.config.NormEps)
-        self.termination_head = mlp(width, *heads, 1, self.config.NormEps)
+        self.two_hot = TwoHotSymlog(config.RewardBins, config.BinLimit, config.RewardDecoding)
+        self.encoder = make_encoder(config, spaces.observation, self.latent_size)
+        self.decoder = make_decoder(config, spaces.observation, self.latent_size)
+        self.sequence_model = SequenceModel(config, spaces.action)
+        self.prior = make_prior(models, model_type)
+        self.reward_head = mlp(width, width, config.HeadLayers, config.RewardBins, config.NormEps)
+        self.termination_head = mlp(width, width, config.HeadLayers, 1, config.NormEps)
         self.loss_weights = {
-            "reconstruction_loss": self.config.ReconstructionWeight,
+            "reconstruction_loss": config.ReconstructionWeight,
             "reward_loss": 1.0,
             "termination_loss": 1.0,
-            "dynamics_loss": self.config.DynamicsWeight,
-            "representation_loss": self.config.RepresentationWeight,
+            "dynamics_loss": config.DynamicsWeight,
+            "representation_loss": config.RepresentationWeight,
         }
-        self.posterior_noise_size = self.config.NumLatents  # uniform numbers per observation
+        self.posterior_noise_size = config.NumLatents  # uniform numbers per observation
         self.loss_noise_size = (
             self.posterior_noise_size + self.prior.predict_noise_size
         )  # per step of a batch
@@ -197,7 +207,7 @@ class WorldModel(nn.Module):
 
     # Imagining and acting: evaluation mode, no gradient.
 
-    def draw(self, posterior_logits: Tensor, noise: Tensor) -> Tensor:
+    def sample_posterior(self, posterior_logits: Tensor, noise: Tensor) -> Tensor:
         """Return flat latents (..., K·C) drawn from q(z | o) by uniform noise (..., posterior_noise_size)."""
         return self.one_hot_latent(sample(posterior_logits, noise, self.config.Unimix))
 
@@ -218,7 +228,7 @@ class WorldModel(nn.Module):
         Returns:
             Flat latents (B, T, K·C) and hidden states (B, T, D).
         """
-        latent = self.draw(posterior_logits, noise)
+        latent = self.sample_posterior(posterior_logits, noise)
         return latent, self.sequence_model(latent, action, cache)
 
     def start(self, observation: Tensor, action: Tensor, noise: Tensor, horizon: int) -> ImaginationState:

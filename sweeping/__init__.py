@@ -1,1 +1,1 @@
-"""Sweeps: grids of runs on Ray, on one machine or a cluster."""
+"""Sweeps: grids of runs on this machine, or on a Ray cluster."""

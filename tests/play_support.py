@@ -10,7 +10,7 @@ from tests_support import CPU, small_config
 
 from agents import make_models
 from compute.execution import Execution
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from evaluation.episodes import environment_spaces
 from evaluation.playing.session import Session
 from evaluation.policies import EvaluationPolicy
@@ -23,7 +23,7 @@ def make_session(
     torch.manual_seed(0)
     config = small_config(model_type)
     config.BasicSettings.env_name = env_name
-    config.Environment = Environment(**settings)
+    config.Environment = EnvironmentConfig(**settings)
     spaces = environment_spaces(config)
     models = (*make_models(config, spaces, CPU), False)
     policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)

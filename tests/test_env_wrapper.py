@@ -21,13 +21,13 @@ import pytest
 import torch
 from gymnasium.wrappers import AtariPreprocessing
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from env_wrapper import StepResult, VectorEnvironment
 from environments.single import ignored_settings
 from utils import Interrupt, UserError, raise_interrupt
 
 BREAKOUT = "ALE/Breakout-v5"  # five lives, and random play loses them all in some 200 steps
-DEFAULTS = Environment()
+DEFAULTS = EnvironmentConfig()
 Make = Callable[..., VectorEnvironment]
 
 

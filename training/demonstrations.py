@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from configuration.spaces import ActionSpec, Spaces
 from env_wrapper import rewards_to_learn
 from replay_buffer import ReplayBuffer
@@ -18,7 +18,7 @@ KEYS = ("obs", "action", "reward", "done")
 
 
 def load_demonstrations(
-    path: Path, spaces: Spaces, shortest: int, device: torch.device, settings: Environment
+    path: Path, spaces: Spaces, shortest: int, device: torch.device, settings: EnvironmentConfig
 ) -> ReplayBuffer:
     """Return one trajectory of real play as the full replay buffer of one environment.
 

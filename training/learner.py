@@ -29,7 +29,6 @@ class Learner:
     def __init__(self, config: Config, spaces: Spaces, execution: Execution, streams: RandomStreams) -> None:
         self.config = config
         self.streams = streams
-        self.horizon = config.JointTrainAgent.ImagineBatchLength
         self.world_model, self.agent = make_models(config, spaces, execution.device)
         model, agent = config.Models.WorldModel, config.Models.Agent
         self.world_model_optimizer = GuardedOptimizer(
@@ -45,10 +44,11 @@ class Learner:
         )
         self.metrics = MeanMetrics(execution.device)
 
-        def imagine_here(*inputs: Tensor) -> Rollout:
+        def roll_out(*inputs: Tensor) -> Rollout:
             return imagine(self.world_model, self.agent, *inputs)
 
-        self._imagine = execution.graph(execution.autocast(execution.compile(imagine_here)))
+        # Compiled, in the run's precision, as one CUDA graph: each only where the run does so.
+        self._roll_out = execution.graph(execution.autocast(execution.compile(roll_out)))
 
     def update_world_model(self, batch: Batch) -> None:
         """Take one gradient step of the world model on (B, L) windows."""
@@ -58,13 +58,13 @@ class Learner:
     def imagine(self, context: Batch) -> Rollout:
         """Roll the policy out in the world model from (B, T) contexts."""
         batch_size, length = context.reward.shape
-        return self._imagine(
+        return self._roll_out(
             context.observation,
             context.action,
             self.streams.uniform("imagination", batch_size, length, self.world_model.posterior_noise_size),
             self.streams.uniform(
                 "imagination",
-                self.horizon + 1,
+                self.config.JointTrainAgent.ImagineBatchLength + 1,
                 batch_size,
                 imagination_noise_size(self.world_model, self.agent),
             ),

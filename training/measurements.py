@@ -31,7 +31,7 @@ from configuration.loading import apply_overrides
 from configuration.schema import Config
 from configuration.spaces import Spaces
 from evaluation.episodes import evaluation_environment, play
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, TrainedModels
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.states import StateStore
@@ -293,7 +293,7 @@ def evaluation_speed(config: Config, steps: int) -> dict[str, float]:
     rounds = max(1, steps // num_envs)
     with contextlib.closing(environment):
         models = make_models(config, environment.spaces, execution.device)
-        policy = EvaluationPolicy(config, (*models, False), num_envs, execution, seed, greedy=False)
+        policy = EvaluationPolicy(config, TrainedModels(*models), num_envs, execution, seed, greedy=False)
         played = play(policy, environment, environment.reset(), config.Environment.MaxFaults)
         deque(itertools.islice(played, warm_up), maxlen=0)
         start = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COUNTS = ("bad_updates",)  # metrics of which the latest value counts, not the mean
+LATEST = ("bad_updates",)  # metrics of which the latest value is read, not the mean
 
 
 class MeanMetrics:
@@ -38,7 +38,7 @@ class MeanMetrics:
             latest, total, count = self._values[group]
             table = torch.stack([torch.where(count > 0, total / count, latest), latest]).tolist()
             for name, mean, last in zip(names, *table, strict=True):
-                means[f"{group}/{name}"] = last if name in COUNTS else mean
+                means[f"{group}/{name}"] = last if name in LATEST else mean
             self._values[group][1:] = 0
         return means
 

@@ -26,7 +26,7 @@ from environments.single import ignored_settings
 from environments.workers import IGNORED_SIGNALS
 from evaluation.episodes import Stopped, evaluate, summarise
 from evaluation.open_loop import comparison_video, open_loop
-from evaluation.policies import EvaluationPolicy, choose_step, find_checkpoints, read_weights
+from evaluation.policies import EvaluationPolicy, TrainedModels, choose_step, find_checkpoints, read_weights
 from replay_buffer import ReplayBuffer
 from run_files.directory import RunDirectory
 from run_files.loggers import RunLogger, find_logger
@@ -143,8 +143,8 @@ class TrainingRun:
         )
         spaces, rows = self.environment.spaces, task.BufferMaxLength // task.NumEnvs
         where = device if settings.ReplayBufferOnGPU else torch.device("cpu")
-        imagined = ReplayBuffer(rows, task.NumEnvs, spaces, torch.device("meta"))
-        check_replay_fits(task.BufferMaxLength, imagined.nbytes, where)
+        planned = ReplayBuffer(rows, task.NumEnvs, spaces, torch.device("meta"))
+        check_replay_fits(task.BufferMaxLength, planned.nbytes, where)
         self.replay = ReplayBuffer(rows, task.NumEnvs, spaces, where)
 
     # Learning.
@@ -274,17 +274,18 @@ class TrainingRun:
                 raise Stopped
 
         settings = self.config.Evaluation
-        models = (self.learner.world_model, self.learner.agent, False)
+        models = TrainedModels(self.learner.world_model, self.learner.agent)
         num_envs = min(settings.NumEnvs, settings.NumEpisodes)
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
         policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         quirks, max_faults = self.config.BasicSettings.ReleaseQuirks, self.config.Environment.MaxFaults
         self.evaluation_due = True
-        with contextlib.closing(policy.make_environment()) as environment, contextlib.suppress(Stopped):
-            episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)
-            self.evaluation_due = False
-        if self.evaluation_due:
-            return None
+        with contextlib.closing(policy.make_environment()) as environment:
+            try:
+                episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)
+            except Stopped:
+                return None
+        self.evaluation_due = False
         mean, _ = summarise(episodes)
         self.logger.scalars(self.step, {"eval/episode_avg_return": mean})
         return mean

@@ -65,7 +65,7 @@ class Dream:
         model = self.world_model
         self._past, self._cache = [], model.sequence_model.make_cache(self.room)
         logits = model.posterior_logits(observation[None])
-        latent = model.draw(logits, self.uniform(*logits.shape[:2], model.posterior_noise_size))
+        latent = model.sample_posterior(logits, self.uniform(*logits.shape[:2], model.posterior_noise_size))
         self.posterior_logits, self.latent, self._drawn = logits[:, -1], latent[:, -1], None
         self.hidden = torch.zeros_like(self.hidden)
         if len(action):
@@ -122,7 +122,8 @@ class Dream:
         """Replace the present latent by a draw from the posterior of what is seen, (*shape)."""
         model = self.world_model
         self.posterior_logits = model.posterior_logits(observation[None])
-        self.latent = model.draw(self.posterior_logits, self.uniform(1, model.posterior_noise_size))
+        noise = self.uniform(1, model.posterior_noise_size)
+        self.latent = model.sample_posterior(self.posterior_logits, noise)
         self._drawn = None
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configuration.schema import MaskGit as MaskGitConfig
+from configuration.schema import MaskGitConfig
 from sub_models.attention_blocks import BidirectionalBlock
 from sub_models.fast_forms import linear_of_condition, linear_of_embeddings
 from sub_models.linear import Linear, linear

@@ -207,7 +207,7 @@ def test_every_phase_is_captured_as_a_graph(model_type: str) -> None:
     learner = iteration.learner
     for function in (
         learner.world_model_optimizer._update,
-        learner._imagine,
+        learner._roll_out,
         learner.agent_optimizer._update,
         iteration.policy._choose,
     ):

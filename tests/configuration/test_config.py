@@ -206,8 +206,8 @@ class MyPrior:
 
 
 def test_a_model_of_ones_own_brings_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_module, "Models", schema_module.Models)  # so that it is undone
     before = Config()
+    monkeypatch.setattr(schema_module, "ModelsConfig", schema_module.ModelsConfig)  # so that it is undone
     register_section("Models.MyPrior", MyPrior)
     try:
         config = load_text(tmp_path, "Models: {MyPrior: {Width: 32}}", "Models.MyPrior.Plain=1e-3")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from stub_envs import FRESH_SEED, TROUBLE_AT
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from environments import workers as env_workers
 from utils import Interrupt, UserError, raise_interrupt
@@ -29,7 +29,7 @@ def make() -> Iterable[Make]:
 
     def build(trouble: str, num_envs: int = 2, timeout: float = 0.0, seed: int = 0) -> VectorEnvironment:
         name = f"stub_envs:Stub{trouble.title().replace(' ', '')}-v0"
-        made.append(VectorEnvironment(name, Environment(StepTimeout=timeout), 16, num_envs, seed))
+        made.append(VectorEnvironment(name, EnvironmentConfig(StepTimeout=timeout), 16, num_envs, seed))
         return made[-1]
 
     yield build
@@ -207,10 +207,11 @@ def test_workers_end_with_close(make: Make) -> None:
 
 PARENT = """
 import functools, sys, time
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from environments.workers import Pool
 from environments.single import SingleEnvironment
-build = functools.partial(SingleEnvironment, f"stub_envs:Stub{sys.argv[1]}-v0", Environment(), 16, False)
+name = f"stub_envs:Stub{sys.argv[1]}-v0"
+build = functools.partial(SingleEnvironment, name, EnvironmentConfig(), 16, False)
 pool = Pool(build, 2, 0)
 pool.reset({0: 0, 1: 1})
 print(*[member.process.pid for member in pool._members], flush=True)

@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 from packaging.requirements import Requirement
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from environments import control
 from environments.single import find_spec, ignored_settings
@@ -33,7 +33,7 @@ def make() -> Iterable[Make]:
     made: list[VectorEnvironment] = []
 
     def build(name: str, num_envs: int = 1, seed: int = 3, **settings: Any) -> VectorEnvironment:
-        made.append(VectorEnvironment(name, Environment(**settings), 64, num_envs, seed))
+        made.append(VectorEnvironment(name, EnvironmentConfig(**settings), 64, num_envs, seed))
         return made[-1]
 
     yield build
@@ -276,9 +276,9 @@ def test_an_own_id_keeps_its_limit_and_what_gives_way_is_said(
     game.reset()
     ends = [result.episode_end[0] for result in play(game, random_actions(game, 20))]
     assert np.flatnonzero(ends).tolist() == [9, 19]
-    (line,) = ignored_settings(name, Environment())
+    (line,) = ignored_settings(name, EnvironmentConfig())
     assert line == "note: of OwnGame-v0, frameskip=2 by Environment.FrameSkip"
-    assert ignored_settings("ALE/Breakout-v5", Environment()) == []
+    assert ignored_settings("ALE/Breakout-v5", EnvironmentConfig()) == []
 
 
 def test_modes_and_all_actions_of_a_game_can_be_chosen(own_game: Callable[..., str], make: Make) -> None:
@@ -374,13 +374,13 @@ except UserError as error:
 """
 WITHOUT = f"import sys; sys.modules['dm_control'] = None\n{FIND}"
 NO_DRAWING = """
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from env_wrapper import VectorEnvironment
 from utils import UserError
-environment = VectorEnvironment("dm_control/cartpole-balance-v0", Environment(), 64, 1, 0)
-print(environment.reset().shape)
+name = "dm_control/cartpole-balance-v0"
+print(VectorEnvironment(name, EnvironmentConfig(), 64, 1, 0).reset().shape)
 try:
-    VectorEnvironment("dm_control/cartpole-balance-v0", Environment(Observation="image"), 64, 1, 0).reset()
+    VectorEnvironment(name, EnvironmentConfig(Observation="image"), 64, 1, 0).reset()
 except UserError as error:
     print(error)
 """

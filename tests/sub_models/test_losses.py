@@ -27,6 +27,8 @@ from sub_models.functions_losses import (
 )
 from sub_models.image import moving_pixels
 
+MEAN = "symexp_of_mean"
+
 
 def test_symlog_and_its_inverse() -> None:
     x = torch.tensor([-1e6, -2.0, -1e-3, 0.0, 0.5, 1.0, 1e6])
@@ -42,21 +44,21 @@ def test_symexp_has_a_gradient_everywhere() -> None:
 
 
 def test_two_hot_bins_span_their_bounds() -> None:
-    bins = TwoHotSymlog(255, 20.0).bins(torch.device("cpu"))
+    bins = TwoHotSymlog(255, 20.0, MEAN).bins(torch.device("cpu"))
     assert len(bins) == 255 and bins[0] == -20 and bins[-1] == 20
     torch.testing.assert_close(bins.diff(), torch.full((254,), 40 / 254), rtol=1e-4, atol=0)
-    assert TwoHotSymlog(11, 3.0).bins(torch.device("cpu"))[-1] == 3, "the bounds are honoured"
+    assert TwoHotSymlog(11, 3.0, MEAN).bins(torch.device("cpu"))[-1] == 3, "the bounds are honoured"
 
 
 @pytest.mark.parametrize(("num_bins", "limit"), [(255, 20.0), (7, 3.0)])
 def test_two_hot_of_a_bin_is_that_bin(num_bins: int, limit: float) -> None:
-    coding = TwoHotSymlog(num_bins, limit)
+    coding = TwoHotSymlog(num_bins, limit, MEAN)
     weights = coding.encode(symexp(coding.bins(torch.device("cpu")).double()))
     torch.testing.assert_close(weights, torch.eye(num_bins), rtol=0, atol=2e-4)
 
 
 def test_two_hot_puts_its_weight_on_the_two_neighbours_in_proportion() -> None:
-    coding = TwoHotSymlog(5, 2.0)  # bins -2, -1, 0, 1, 2
+    coding = TwoHotSymlog(5, 2.0, MEAN)  # bins -2, -1, 0, 1, 2
     weights = coding.encode(symexp(torch.tensor([0.25, -1.5, 9.0, -9.0])))
     expected = torch.tensor(
         [[0, 0, 0.75, 0.25, 0], [0.5, 0.5, 0, 0, 0], [0, 0, 0, 0, 1.0], [1.0, 0, 0, 0, 0]]
@@ -65,7 +67,7 @@ def test_two_hot_puts_its_weight_on_the_two_neighbours_in_proportion() -> None:
 
 
 def test_two_hot_round_trip() -> None:
-    coding = TwoHotSymlog(255, 20.0)
+    coding = TwoHotSymlog(255, 20.0, MEAN)
     target = torch.tensor([-1e5, -321.5, -1.0, -0.01, 0.0, 0.3, 1.0, 20.0, 4567.0, 1e6])
     weights = coding.encode(target)
     torch.testing.assert_close(weights.sum(-1), torch.ones(10), rtol=0, atol=2e-5)
@@ -73,7 +75,7 @@ def test_two_hot_round_trip() -> None:
 
 
 def test_the_mean_of_symexp_is_unbiased_and_the_symexp_of_the_mean_is_not() -> None:
-    plain, unbiased = TwoHotSymlog(127, 8.0), TwoHotSymlog(127, 8.0, "mean_of_symexp")
+    plain, unbiased = TwoHotSymlog(127, 8.0, MEAN), TwoHotSymlog(127, 8.0, "mean_of_symexp")
     target = torch.tensor([-2000.0, -0.3, 0.0, 1.0, 7.5, 100.0])
     weights = unbiased.encode(target)
     torch.testing.assert_close(weights.sum(-1), torch.ones(6))
@@ -87,7 +89,7 @@ def test_the_mean_of_symexp_is_unbiased_and_the_symexp_of_the_mean_is_not() -> N
 
 
 def test_two_hot_loss_is_least_at_the_target() -> None:
-    coding = TwoHotSymlog(31, 5.0)
+    coding = TwoHotSymlog(31, 5.0, MEAN)
     target = torch.tensor([3.7])
     best = coding.encode(target).clamp(min=1e-12).log()
     others = torch.randn(200, 31, generator=torch.Generator().manual_seed(0))
@@ -107,7 +109,7 @@ def test_unimix_mixes_in_one_percent_uniform() -> None:
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:
     logits = torch.randn(6, 255, generator=torch.Generator().manual_seed(0)).bfloat16()
-    coding = TwoHotSymlog(255, 20.0)
+    coding = TwoHotSymlog(255, 20.0, MEAN)
     assert unimix_log_probs(logits, 0.01).dtype == torch.float32
     torch.testing.assert_close(coding.decode(logits), coding.decode(logits.float()), rtol=0, atol=0)
     target = torch.full((6,), 2.5)

@@ -12,7 +12,7 @@ from tests_support import small_config, uniform
 from torch import Tensor
 
 import sub_models.priors
-from configuration.schema import Config, Models
+from configuration.schema import Config, ModelsConfig
 from sub_models.attention_blocks import take
 from sub_models.functions_losses import one_hot, sample
 from sub_models.priors import MaskGITPrior, Prior, make_prior
@@ -216,13 +216,13 @@ def test_logits_of_some_tokens_are_those_of_all(layers: int) -> None:
 # The prior.
 
 
-def maskgit_config(t_draft: int = 1, t_revise: int = 1, revisions: int = 1) -> Models:
+def maskgit_config(t_draft: int = 1, t_revise: int = 1, revisions: int = 1) -> ModelsConfig:
     models = small_config("GITSTORM").Models
     models.MaskGit.T_draft, models.MaskGit.T_revise, models.MaskGit.M = t_draft, t_revise, revisions
     return models
 
 
-def make_maskgit(models: Models | None = None) -> MaskGITPrior:
+def make_maskgit(models: ModelsConfig | None = None) -> MaskGITPrior:
     torch.manual_seed(0)
     models = models or maskgit_config()
     prior = MaskGITPrior(models).eval()
@@ -387,7 +387,7 @@ def one_thread() -> None:
     torch.set_num_threads(threads)
 
 
-def joint_config() -> Models:
+def joint_config() -> ModelsConfig:
     models = Config().Models
     models.WorldModel.NumLatents = models.WorldModel.NumClasses = SIZE
     models.WorldModel.TransformerHiddenDim = 64

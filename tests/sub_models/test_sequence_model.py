@@ -13,8 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from sub_models.attention_blocks import BidirectionalBlock, CausalBlock, KeyValueCache, MultiHeadAttention
-from sub_models.fast_forms import attend, attend_to_cached, softmax
-from sub_models.precision import products_are_faster
+from sub_models.fast_forms import attend, attend_to_cached, products_are_faster, softmax
 from sub_models.transformer_model import ConcatMixer, SequenceModel, encode_action
 
 LENGTH = 6

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests_support import CPU, image_spaces
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from replay_buffer import ReplayBuffer
 from training.demonstrations import load_demonstrations
@@ -35,7 +35,9 @@ def make_trajectory(steps: int = STEPS) -> dict[str, np.ndarray]:
 
 
 def load(path: Path, shortest: int = 8, **settings: Any) -> ReplayBuffer:
-    return load_demonstrations(path, image_spaces(SIZE, ACTIONS), shortest, CPU, Environment(**settings))
+    return load_demonstrations(
+        path, image_spaces(SIZE, ACTIONS), shortest, CPU, EnvironmentConfig(**settings)
+    )
 
 
 def write_npz(path: Path, trajectory: dict[str, Any], compressed: bool = True) -> Path:
@@ -92,22 +94,22 @@ def test_actions_of_a_box_lie_within_it(tmp_path: Path) -> None:
     play = make_trajectory() | {"obs": rng.normal(size=(STEPS, 3)).astype(np.float32)}
     play["action"] = rng.uniform(-1, 1, (STEPS, 2)).astype(np.float32)
     path = write_npz(tmp_path / "play.npz", play)
-    loaded = load_demonstrations(path, spaces, 8, CPU, Environment())
+    loaded = load_demonstrations(path, spaces, 8, CPU, EnvironmentConfig())
     assert np.array_equal(loaded.export_rows(0, STEPS)["action"][:, 0], play["action"])
     for outside in (-1.5, 1.5):
         play["action"][7, 1] = outside
         with pytest.raises(UserError, match="expected -1 to 1, which the environment's bounds are mapped to"):
-            load_demonstrations(write_npz(path, play), spaces, 8, CPU, Environment())
+            load_demonstrations(write_npz(path, play), spaces, 8, CPU, EnvironmentConfig())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_observed_numbers_are_finite(tmp_path: Path, value: float) -> None:
     spaces = Spaces(ObservationSpec("vector", (3,)), ActionSpec("continuous", 2))
     play = make_trajectory() | {"obs": np.zeros((STEPS, 3), np.float32), "action": np.zeros((STEPS, 2), int)}
-    load_demonstrations(write_npz(tmp_path / "whole.npz", play), spaces, 8, CPU, Environment())
+    load_demonstrations(write_npz(tmp_path / "whole.npz", play), spaces, 8, CPU, EnvironmentConfig())
     play["obs"][7, 1] = value
     with pytest.raises(UserError, match="'obs' holds numbers that are not finite"):
-        load_demonstrations(write_npz(tmp_path / "play.npz", play), spaces, 8, CPU, Environment())
+        load_demonstrations(write_npz(tmp_path / "play.npz", play), spaces, 8, CPU, EnvironmentConfig())
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

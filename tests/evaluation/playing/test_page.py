@@ -16,7 +16,7 @@ import pytest
 from play_support import make_session
 
 import play
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from evaluation import load_policy
 from evaluation.playing.session import Session
 from training.demonstrations import load_demonstrations
@@ -249,7 +249,7 @@ def test_branch_and_what_is_recorded(page: Any, site: Site) -> None:
     wait_until(page, lambda: page.inner_text("#saved") != "")
     path = Path(site.session.saved[0])
     demonstrations = load_demonstrations(
-        path, site.session.spaces, 16, site.session.policy.streams.device, Environment()
+        path, site.session.spaces, 16, site.session.policy.streams.device, EnvironmentConfig()
     )
     assert len(demonstrations) > 20 and path.name in page.inner_text("#saved")
     assert Path(site.session.saved[1]).stat().st_size > 1_000

@@ -17,7 +17,7 @@ from play_support import make_session
 from tests_support import CPU
 from tiny_runs import train
 
-from configuration.schema import Environment
+from configuration.schema import EnvironmentConfig
 from environments import control
 from evaluation.playing.commands import apply, read_command
 from evaluation.playing.frames import Frame, encode
@@ -180,7 +180,7 @@ def test_a_recording_is_a_demonstration_and_a_film(session: Session, mode: str) 
     if mode != "dream":
         assert arrays["done"].sum() == 1 and set(arrays["reward"]) <= {-1.0, 0.0, 1.0}
         assert (arrays["obs"][1:] == np.stack([frame.pictures["seen"] for frame in frames[:-1]])).all()
-    assert len(load_demonstrations(trajectory, session.spaces, 10, CPU, Environment())) == 10
+    assert len(load_demonstrations(trajectory, session.spaces, 10, CPU, EnvironmentConfig())) == 10
     if film.suffix == ".gif":
         with Image.open(film) as pictures:
             assert pictures.size == ((2 if mode == "branch" else 1) * 240, 240)
