@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent
 DEVICE_PATTERN = r"auto|cuda(:\d{1,3})?|mps|cpu"
+SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")  # Section.Key=value, as it begins
 LONGEST_NAME = 180  # of a file, its ending left out; systems take 255 bytes
 SMI_TIMEOUT_S = 20  # of nvidia-smi
 NVIDIA_FIX = (
@@ -77,7 +78,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.add_argument(f"-{name}", f"--{name}", help=meaning, **settings)
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Positional arguments may stand before, between and after the options."""
+        """Positional arguments may stand before, between and after the options.
+
+        Settings come first, so that an option of many values, as --seeds 0 1, does not take them for some.
+        """
+        args = sorted(sys.argv[1:] if args is None else args, key=lambda text: not SETTING.match(text))
         known, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             option = unknown[0].partition("=")[0]

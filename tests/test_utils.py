@@ -15,6 +15,8 @@ import pytest
 
 import benchmark
 import utils
+from experiments import atari_small
+from experiments.grid import grid_parser
 from utils import (
     LONGEST_NAME,
     OneLineParser,
@@ -79,6 +81,15 @@ def test_what_is_missing_or_unknown_is_one_line_in_any_order() -> None:
     assert vars(parser.parse_args(["1", "--out", "o", "2"])) == {"A": "1", "B": "2", "out": "o"}
     with pytest.raises(UserError, match="required: B"):
         parser.parse_args(["1", "--out", "o"])
+
+
+def test_settings_are_no_values_of_the_option_before_them() -> None:
+    parser = grid_parser(atari_small.SUITE, "")
+    options = parser.parse_args(
+        ["--tasks", "Pong", "--seeds", "0", "1", "A.B=2", "--variant", "x=1", "C.D.E=a b"]
+    )
+    assert (options.tasks, options.seeds, options.variant) == (["Pong"], [0, 1], "x=1")
+    assert options.overrides == ["A.B=2", "C.D.E=a b"]
 
 
 def test_a_parser_offers_the_nearest_option_and_knows_the_home_folder(
