@@ -25,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to train in, from which modules are imported; what they register is taken back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(schema_module, "Models", schema_module.Models)
+    monkeypatch.setattr(schema_module, "ModelsConfig", schema_module.ModelsConfig)
     yield tmp_path
     schema_module.schema.cache_clear()
     for name, _, _ in EXAMPLES:

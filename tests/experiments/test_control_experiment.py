@@ -43,7 +43,7 @@ def test_a_task_is_named_by_its_full_id_too(suite: grid.Suite, task: str, short:
     [
         (["--tasks", "CartPole-v1", "Pendulum-v11"], "'Pendulum-v11' .did you mean 'Pendulum-v1'"),
         (["--models", "STORM-contrl"], "'STORM-contrl': no such file .did you mean 'STORM-control'"),
-        (["Models.WorldModel.NumClasses=1"], "NumClasses=1"),
+        (["Models.WorldModel.NumClasses=1"], "NumClasses='1': must be a whole number"),
         (["--episodes", "0"], "--episodes: Evaluation.NumEpisodes=0"),
     ],
 )
