@@ -8,6 +8,6 @@ mlp                     the heads; action_distributions: what an actor's outputs
 functions_losses        symlog, two-hot, categoricals, KL, λ-return
 batch                   what travels between the parts
 
-convolutions, fast_forms, linear and precision compute the same faster; storm_checkpoint reads the original's
-files.
+convolutions, fast_forms and linear compute the same faster, in precision's dtype; storm_checkpoint reads the
+original's files.
 """

@@ -13,7 +13,7 @@ from compute.execution import Execution
 from configuration.schema import EnvironmentConfig
 from evaluation.episodes import environment_spaces
 from evaluation.playing.session import Session
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, TrainedModels
 
 
 def make_session(
@@ -25,6 +25,6 @@ def make_session(
     config.BasicSettings.env_name = env_name
     config.Environment = EnvironmentConfig(**settings)
     spaces = environment_spaces(config)
-    models = (*make_models(config, spaces, CPU), False)
+    models = TrainedModels(*make_models(config, spaces, CPU))
     policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
     return Session(policy, folder, "catch")

@@ -15,8 +15,6 @@ import pytest
 
 import benchmark
 import utils
-from experiments import atari_small
-from experiments.grid import grid_parser
 from utils import (
     LONGEST_NAME,
     OneLineParser,
@@ -84,12 +82,12 @@ def test_what_is_missing_or_unknown_is_one_line_in_any_order() -> None:
 
 
 def test_settings_are_no_values_of_the_option_before_them() -> None:
-    parser = grid_parser(atari_small.SUITE, "")
-    options = parser.parse_args(
-        ["--tasks", "Pong", "--seeds", "0", "1", "A.B=2", "--variant", "x=1", "C.D.E=a b"]
-    )
-    assert (options.tasks, options.seeds, options.variant) == (["Pong"], [0, 1], "x=1")
-    assert options.overrides == ["A.B=2", "C.D.E=a b"]
+    parser = OneLineParser(prog="x.py")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args(["--seeds", "0", "1", "A.B=2", "--name", "x=1", "C.D.E=a b"])
+    assert (options.seeds, options.name, options.overrides) == ([0, 1], "x=1", ["A.B=2", "C.D.E=a b"])
 
 
 def test_a_parser_offers_the_nearest_option_and_knows_the_home_folder(

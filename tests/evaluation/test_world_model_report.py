@@ -23,7 +23,7 @@ from configuration.schema import Config
 from env_wrapper import EnvironmentFault, StepResult, VectorEnvironment
 from evaluation.episodes import environment_spaces, evaluation_environment
 from evaluation.open_loop import OpenLoop
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, TrainedModels
 from evaluation.predictions import (
     errors_by_horizon,
     play_episodes,
@@ -123,7 +123,7 @@ def test_told_rewards_are_compared_with_those_of_the_same_steps(monkeypatch: pyt
 def test_held_out_play_is_whole_episodes_in_order() -> None:
     config = catch_config()
     environment = VectorEnvironment("Diagnostic/Catch-v0", config.Environment, 16, 1, 7)
-    models = (*make_models(config, SPACES, CPU), False)
+    models = TrainedModels(*make_models(config, SPACES, CPU))
     try:
         policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
         steps, returns = play_episodes(policy, environment, 20, max_faults=1)
@@ -151,7 +151,7 @@ def test_an_environments_fault_drops_the_episode_under_way(monkeypatch: pytest.M
         return calls[-1]
 
     monkeypatch.setattr(environment, "finish_step", failing)
-    models = (*make_models(config, SPACES, CPU), False)
+    models = TrainedModels(*make_models(config, SPACES, CPU))
     policy = EvaluationPolicy(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
     with contextlib.closing(environment):
         faults = (12,)

@@ -17,7 +17,7 @@ from evaluation import DreamEnvironment, dream
 from evaluation.open_loop import open_loop
 from evaluation.playing.beside import DreamingPolicy
 from evaluation.playing.dreaming import Dream, as_observation
-from evaluation.policies import EvaluationPolicy
+from evaluation.policies import EvaluationPolicy, TrainedModels
 from run_files.directory import RunDirectory
 from run_files.weights import save_weights
 from sub_models.batch import Batch
@@ -31,7 +31,7 @@ def make_policy(
     torch.manual_seed(0)
     config = small_config(model_type)
     config.BasicSettings.env_name = "Diagnostic/Catch-v0"
-    models = (*make_models(config, spaces, CPU), False)
+    models = TrainedModels(*make_models(config, spaces, CPU))
     return kind(config, models, 1, Execution(config.BasicSettings, CPU), 0, False)
 
 

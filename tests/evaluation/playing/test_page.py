@@ -30,6 +30,14 @@ SECONDS = 60
 READ = """name => { const canvas = document.getElementById(`picture-${name}`);
   return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data] }"""
 
+# Lightness, in percent, in the middle of each of so many rows and columns.
+READ_SWEEPS = """([rows, columns]) => { const canvas = document.getElementById("sweeps");
+  const context = canvas.getContext("2d"), row = Math.min(canvas.height / rows, 28 * devicePixelRatio);
+  const width = canvas.width / columns;
+  const at = (y, x) => context.getImageData((x + 0.5) * width - 1, (y + 0.5) * row - 1, 1, 1).data;
+  const lightness = ([r, g, b]) => (Math.max(r, g, b) + Math.min(r, g, b)) / 5.1;
+  return [...Array(rows).keys()].map(y => [...Array(columns).keys()].map(x => lightness(at(y, x)))) }"""
+
 
 class Site:
     """The server in a thread of its own; it can be ended and started again on its port."""
@@ -233,6 +241,11 @@ def test_latents_are_shown_as_they_are_drawn(page: Any, site: Site) -> None:
     page.select_option("#plan", "4/4/1")
     page.click("#step")
     wait_until(page, lambda: site.session.plan == "4/4/1" and page.is_visible("#sweeps-section"))
+    wait_until(page, lambda: step_of(page) == site.session.number)
+    groups = np.array(site.session.dream.groups)  # sweeps, latents
+    assert groups.shape[0] == 2 and set(groups.flat) == {0, 1, 2, 3}
+    shown = np.array(page.evaluate(READ_SWEEPS, groups.shape))
+    np.testing.assert_allclose(shown, 70 - 50 * groups / 3, atol=1)  # the darker, the later drawn
     page.select_option("#plan", "1/1/1")
     wait_until(page, lambda: site.session.plan == "1/1/1")
 
