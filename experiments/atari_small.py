@@ -13,8 +13,8 @@ One line for each game, and the same curve again:
 
 Runs go on two at a time (--at-a-time), on one thread each, in the current folder; typed again the command
 continues them. Every finished run is recorded at once, in <out>/<game>.json: training returns, evaluations
-of all checkpoints, settings, source, machine and cost; and drawn beside DreamerV3 and PPO at the same steps
-of the agent (results/published_atari.json), random play and a person.
+of all checkpoints (every episode also in <game>.csv), settings, source, machine and cost; and drawn beside
+DreamerV3 and PPO at the same steps of the agent (results/published_atari.json), random play and a person.
 """
 
 from __future__ import annotations

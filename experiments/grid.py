@@ -1,7 +1,8 @@
 """A grid of tasks, models and seeds: run, recorded and drawn beside published curves.
 
 Runs go on side by side, on one thread each, in the current folder; typed again the command continues
-them. Every finished run is recorded at once, in <out>/<task>.json, and drawn.
+them. Every finished run is recorded at once, in <out>/<task>.json, its evaluated episodes also in
+<out>/<task>.csv, and drawn.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from pandas import DataFrame
 
 from configuration.checks import read_value
 from configuration.loading import differences, load_config
@@ -36,6 +39,7 @@ from experiments.training import (
     training_curves,
     training_returns,
 )
+from reporting.tables import write_csv
 from utils import OneLineParser, UserError, as_file_name, resolve_device, write_atomically
 
 
@@ -131,7 +135,19 @@ def record(suite: Suite, path: Path, row: dict[str, Any], facts: dict[str, Any])
     rows = [runs[key] for key in sorted(runs)]
     record = {**facts, **suite.compare(facts["task"], rows), "runs": rows}
     write_atomically(path, json.dumps(record, indent=1))
+    write_csv(path.parent, path.stem, evaluated_episodes(record))
     draw_health(record, path.with_name(f"{path.stem}_health.png"))
+
+
+def evaluated_episodes(record: dict[str, Any]) -> DataFrame:
+    """Return a row for every episode of every evaluated checkpoint of a record."""
+    rows = [
+        (run["model"], run["seed"], step, episode, value)
+        for run in record["runs"]
+        for step, returns in run.get("evaluations", [(run[record["step"]], run["evaluation_returns"])])
+        for episode, value in enumerate(returns)
+    ]
+    return DataFrame(rows, columns=["model", "seed", record["step"], "episode", "return"])
 
 
 def grid_parser(suite: Suite, description: str) -> OneLineParser:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 from sweep_support import REPOSITORY, wait_for
@@ -56,6 +57,9 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert "--out" not in run["command"] and "records" not in run["command"]
     assert [step for step, _ in run["evaluations"]] == [STEPS]
     assert all(len(returns) == 2 for _, returns in run["evaluations"])
+    table = pandas.read_csv("records/KungFuMaster.csv")
+    assert list(table.columns) == ["model", "seed", "agent_steps", "episode", "return"]
+    assert list(table["return"]) == run["evaluation_returns"] and set(table.agent_steps) == {STEPS}
     assert run["training_cpu_minutes"] > 0 and run["changed"]["BasicSettings.ImageSize"] == 16
     assert len(run["health"]["ActorCritic/S"]) == len(run["health"]["step"]) > 1
     for name in ("atari_small", "KungFuMaster_health"):
@@ -108,6 +112,12 @@ def test_the_grid_is_three_games_and_a_second_seed_of_boxing() -> None:
     expected = [(game, 0) for game in ("Boxing", "KungFuMaster", "Krull")] + [("Boxing", 1)]
     models = ("STORM-small", "GITSTORM-small")
     assert runs == [Run(game, model, "", seed) for game, seed in expected for model in models]
+
+
+@pytest.mark.parametrize("table", sorted(REPOSITORY.glob("results/*/*.csv")), ids=lambda path: path.stem)
+def test_a_recorded_table_has_the_episodes_of_its_record(table: Path) -> None:
+    record = json.loads(table.with_suffix(".json").read_text())
+    pandas.testing.assert_frame_equal(pandas.read_csv(table), grid.evaluated_episodes(record))
 
 
 @pytest.mark.parametrize("game", GAMES)
