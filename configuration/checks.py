@@ -75,8 +75,9 @@ def _demands(config: Config) -> Iterator[tuple[str, bool, str]]:
 
     heads, hidden = "Models.WorldModel.TransformerNumHeads", f"TransformerHiddenDim={width}"
     yield heads, width % model.TransformerNumHeads == 0, f"must divide {hidden}"
-    divides = run.ModelType != "GITSTORM" or width % latents == 0
-    yield "Models.WorldModel.NumLatents", divides, f"must divide {hidden} with GITSTORM"
+    sliced = run.ModelType == "GITSTORM" and maskgit.Condition == "slice"
+    divides, demand = not sliced or width % latents == 0, f"must divide {hidden} with GITSTORM"
+    yield "Models.WorldModel.NumLatents", divides, f"{demand}, or take Models.MaskGit.Condition=whole"
     embedding = maskgit.TmfArgs.EmbedDim
     divides, demand = embedding % maskgit.TmfArgs.NumHeads == 0, f"must divide EmbedDim={embedding}"
     yield "Models.MaskGit.TmfArgs.NumHeads", divides, demand

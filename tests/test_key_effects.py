@@ -123,6 +123,7 @@ PROBES = {
     "Models.MaskGit.M": Probe(2, DRAWS, (*GIT, "Models.MaskGit.T_draft=4", "Models.MaskGit.T_revise=4")),
     "Models.MaskGit.MaskSchedule": Probe("uniform", PRIOR, GIT),
     "Models.MaskGit.MinMaskRatio": Probe(1, PRIOR, GIT),
+    "Models.MaskGit.Condition": Probe("whole", SHAPED | MASKGIT, GIT),
     "Models.MaskGit.KLOver": Probe("all", PRIOR, GIT),
     "Models.MaskGit.NormEps": Probe(0.1, MASKGIT, GIT),
     "Models.MaskGit.InitStd": Probe(0.5, {"initial weights"}, GIT),

@@ -14,19 +14,22 @@ from sub_models.linear import Linear, linear
 class MaskedTokenTransformer(nn.Module):
     """Logits of every token from the visible ones and a condition (GIT-STORM, section 3.1).
 
-    Each token's embedding meets its own slice of the hidden state; the output layer shares its
-    weights with the token embeddings (MaskGIT, appendix A).
+    Each token's embedding meets its own slice of the hidden state, or with `Condition` "whole" a
+    projection of all of it; the output layer shares its weights with the token embeddings (MaskGIT,
+    appendix A).
 
     Args:
         config: the MaskGit section.
         num_tokens: K. num_classes: C; the MASK token is index C.
-        condition_size: width of the hidden state, divisible by K.
+        condition_size: width of the hidden state, for slices divisible by K.
     """
 
     def __init__(self, config: MaskGitConfig, num_tokens: int, num_classes: int, condition_size: int) -> None:
         super().__init__()
-        assert condition_size % num_tokens == 0, "the hidden width must divide into K slices"
-        shape = config.TmfArgs
+        shape, slice_size = config.TmfArgs, 0
+        if config.Condition == "slice":
+            slice_size, rest = divmod(condition_size, num_tokens)
+            assert rest == 0, "the hidden width must divide into K slices"
         self.num_tokens = num_tokens
         self.num_classes = num_classes
         self.mask_token = num_classes
@@ -34,7 +37,8 @@ class MaskedTokenTransformer(nn.Module):
         self.position = nn.Embedding(num_tokens, shape.EmbedDim)
         for table in (self.token, self.position):
             nn.init.normal_(table.weight, std=config.InitStd)
-        self.input = Linear(config.VocabDim + condition_size // num_tokens, shape.EmbedDim)
+        self.input = Linear(config.VocabDim + slice_size, shape.EmbedDim)
+        self.whole = None if slice_size else Linear(condition_size, num_tokens * shape.EmbedDim)
         self.blocks = nn.ModuleList(
             BidirectionalBlock(
                 shape.EmbedDim,
@@ -57,8 +61,11 @@ class MaskedTokenTransformer(nn.Module):
 
         hidden (M, D) → (M, K, width).
         """
-        slices = hidden.unflatten(-1, (self.num_tokens, -1))
-        condition = linear_of_condition(slices, self.token, self.input)
+        if self.whole is not None:
+            condition = self.whole(hidden).unflatten(-1, (self.num_tokens, -1))
+        else:
+            slices = hidden.unflatten(-1, (self.num_tokens, -1))
+            condition = linear_of_condition(slices, self.token, self.input)
         return condition + self.position.weight.to(condition.dtype)
 
     def forward(self, tokens: Tensor, condition: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -66,7 +73,8 @@ class MaskedTokenTransformer(nn.Module):
 
         Given positions (M, n) int64, logits (M, n, C) of these tokens alone.
         """
-        # input(concat(token(tokens), slice)) + position, the two parts of the product apart.
+        # input(concat(token(tokens), slice)) + position (or input(token(tokens)) + whole + position),
+        # the parts of the product apart.
         x = linear_of_embeddings(tokens, self.token, self.input) + condition
         *earlier, last = self.blocks
         for block in earlier:

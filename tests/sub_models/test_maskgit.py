@@ -295,6 +295,21 @@ def test_each_token_is_conditioned_on_its_slice_of_the_hidden_state() -> None:
         assert changed.tolist() == [index == position for index in range(4)]
 
 
+def test_conditioned_on_the_whole_each_token_sees_all_of_the_hidden_state_in_its_own_way() -> None:
+    config = small_config(model_type="GITSTORM")
+    config.Models.MaskGit.Condition = "whole"
+    transformer = MaskGITPrior(config.Models).transformer
+    hidden = torch.randn(2, 16, requires_grad=True)
+    condition = transformer.condition(hidden)
+    for token in condition[0].unbind(0):
+        (gradient,) = torch.autograd.grad(token.sum(), hidden, retain_graph=True)
+        assert gradient[0].all() and not gradient[1].any()
+    condition = condition - transformer.position.weight
+    assert not torch.isclose(condition[0, 0], condition[0, 1]).any()
+    tokens = torch.tensor([[0, 5, 2, 4], [5, 5, 1, 1]])
+    assert transformer(tokens, transformer.condition(hidden)).shape == (2, 4, 5)
+
+
 def test_the_input_layer_is_linear_in_embedding_beside_slice() -> None:
     transformer = make_maskgit().transformer
     hidden, tokens = torch.randn(2, 16), torch.tensor([[0, 5, 2, 4], [5, 5, 1, 1]])
