@@ -141,6 +141,17 @@ def test_relative_paths_are_looked_up_here_then_in_the_repository(
     assert load_config([argument]).Models.WorldModel.NumLatents == 8
 
 
+def test_a_hidden_state_that_is_seen_whole_need_not_be_cut_into_slices() -> None:
+    config = load_config(
+        [
+            "JointTrainAgent.ModelType=GITSTORM",
+            "Models.WorldModel.NumLatents=24",
+            "Models.MaskGit.Condition=whole",
+        ]
+    )
+    assert config.Models.WorldModel.TransformerHiddenDim % config.Models.WorldModel.NumLatents
+
+
 def test_a_config_path_inside_the_file_does_not_redirect(tmp_path: Path) -> None:
     config = load_text(tmp_path, "BasicSettings: {config_path: config_files/STORM-tiny.yaml}")
     assert config.Models.WorldModel.NumLatents == 32

@@ -298,8 +298,9 @@ def test_each_token_is_conditioned_on_its_slice_of_the_hidden_state() -> None:
 def test_conditioned_on_the_whole_each_token_sees_all_of_the_hidden_state_in_its_own_way() -> None:
     config = small_config(model_type="GITSTORM")
     config.Models.MaskGit.Condition = "whole"
+    config.Models.WorldModel.TransformerHiddenDim = 18  # not to be cut into 4 slices
     transformer = MaskGITPrior(config.Models).transformer
-    hidden = torch.randn(2, 16, requires_grad=True)
+    hidden = torch.randn(2, 18, requires_grad=True)
     condition = transformer.condition(hidden)
     for token in condition[0].unbind(0):
         (gradient,) = torch.autograd.grad(token.sum(), hidden, retain_graph=True)
