@@ -22,14 +22,14 @@ OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
 AVERAGED, SMOOTHED = 5, 0.1  # training episodes in a point of our curves: so many, or this share of a run's
 FEW = 4  # lines of a model that can still be told apart; of more their mean is drawn, and they are thin
 POINTS = 200  # of a mean
-COLUMNS = 4
+COLUMNS = 3  # at most, so that a page's width leaves them legible
 
 
 def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     """Draw one panel per task: lines of ours by seed, means and ranges of others, levels to compare with."""
     others = json.loads(published.read_text()) if published else {"steps": [], "methods": {}}
-    columns = min(COLUMNS, len(records))
-    rows = math.ceil(len(records) / columns)
+    rows = math.ceil(len(records) / COLUMNS)
+    columns = math.ceil(len(records) / rows)
     figure = Figure(figsize=(max(6.0, 3.4 * columns), 2.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for source, axes in zip(records, panels, strict=False):  # in this order no panel is lost
