@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from experiments.training import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -103,6 +108,52 @@ def test_every_file_that_a_document_links_to_is_in_the_repository(document: Path
     links = [*re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text), *re.findall(r'src="([^"]+)"', text)]
     paths = [os.path.relpath((document.parent / link.strip()).resolve(), ROOT) for link in links]
     assert not [path for path in paths if Path(path) not in known]
+
+
+def told(row: str, column: str) -> str:
+    """The cell of a table of the README, its row by how its first cell begins."""
+    lines = [line.strip("| ").split(" | ") for line in README.read_text().splitlines()]
+    heads = [index for index, cells in enumerate(lines) if column in cells]
+    tables = [lines[head : lines.index([""], head)] for head in heads]
+    (cell,) = (
+        cells[table[0].index(column)] for table in tables for cells in table if cells[0].startswith(row)
+    )
+    return cell
+
+
+def score(run: dict[str, Any]) -> str:
+    """The mean of a recorded run's evaluation and its interval, as the README writes them."""
+    mean, (low, high) = statistics.fmean(run["evaluation_returns"]), interval(run["evaluation_returns"])
+    return f"{mean:,.{0 if mean >= 100 else 1}f} ({low:,.0f} to {high:,.0f})".replace("-", "−")
+
+
+def recorded(path: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a record by model."""
+    runs = json.loads((ROOT / "results" / f"{path}.json").read_text())["runs"]
+    return {model: [run for run in runs if run["model"] == model] for model in {run["model"] for run in runs}}
+
+
+@pytest.mark.parametrize("game", ["Boxing", "KungFuMaster", "Krull", "RoadRunner"])
+def test_the_scores_of_games_are_those_of_the_records(game: str) -> None:
+    for model, runs in recorded(f"atari_small/{game}").items():
+        scores = [score(run) for run in runs]
+        if " " in model:  # a variant
+            assert all(each in README.read_text() for each in scores)
+        else:
+            assert told(game, f"`{model}`") == ", ".join(scores)
+
+
+def test_the_scores_of_the_quick_start_are_those_of_the_record() -> None:
+    for model, runs in recorded("quick_start/Seaquest").items():
+        assert [told(f"`{model}`", f"seed {run['seed']}") for run in runs] == [score(run) for run in runs]
+
+
+@pytest.mark.parametrize("task", ["cartpole-balance", "reacher-easy", "walker-stand", "cartpole-swingup"])
+def test_the_returns_of_control_are_those_of_the_records(task: str) -> None:
+    for model, runs in recorded(f"control/{task}").items():
+        trained = ", ".join(f"{run['final_training_return']:.0f}" for run in runs)
+        evaluated = ", ".join(f"{statistics.fmean(run['evaluation_returns']):.0f}" for run in runs)
+        assert f"| {task} | `{model}` | {trained} | {evaluated} |" in README.read_text()
 
 
 def test_every_config_it_names_exists() -> None:
