@@ -170,7 +170,7 @@ def load_policy(
 ) -> EvaluationPolicy:
     """Return the agent of a finished or running run, ready to act on frames.
 
-        policy = load_policy("Boxing-STORM-seed_0")
+        policy = load_policy("Boxing-STORM-small")
         action = policy.act(frames)  # uint8 (num_envs, 64, 64, 3) → int64 (num_envs,)
 
     Args:
