@@ -28,12 +28,14 @@ COLUMNS = 3  # at most, so that a page's width leaves them legible
 def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     """Draw one panel per task: lines of ours by seed, means and ranges of others, levels to compare with."""
     others = json.loads(published.read_text()) if published else {"steps": [], "methods": {}}
-    rows = math.ceil(len(records) / COLUMNS)
-    columns = math.ceil(len(records) / rows)
+    tasks = [json.loads(record.read_text()) for record in records]
+    colours = colours_of(run["model"] for task in tasks for run in task["runs"])
+    rows = math.ceil(len(tasks) / COLUMNS)
+    columns = math.ceil(len(tasks) / rows)
     figure = Figure(figsize=(max(6.0, 3.4 * columns), 2.8 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for source, axes in zip(records, panels, strict=False):  # in this order no panel is lost
-        draw_task(axes, json.loads(source.read_text()), others)
+    for task, axes in zip(tasks, panels, strict=False):  # in this order no panel is lost
+        draw_task(axes, task, others, colours)
     for axes in list(panels):
         axes.set_visible(False)
     named = {}
@@ -65,8 +67,8 @@ def draw_model(axes: Axes, runs: list[dict[str, Any]], label: str, colour: str, 
         axes.plot(steps, mean, color=colour, lw=2.5, label=label)
 
 
-def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> None:
-    """Draw one task."""
+def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any], colours: dict[str, str]) -> None:
+    """Draw one task, its models in the colours that they have in every panel."""
     step = record.get("step", "simulator_steps")
     end = max(run[step] for run in record["runs"])
     steps = np.array(others["steps"])
@@ -79,9 +81,9 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any]) -> Non
         table, shown = table[:, known], steps[known]
         axes.fill_between(shown, np.nanmin(table, 0), np.nanmax(table, 0), color=colour, alpha=0.12, lw=0)
         axes.plot(shown, np.nanmean(table, 0), color=colour, lw=1.2, ls="--", label=f"{name} (mean, range)")
-    colours = colours_of(run["model"] for run in record["runs"])
     for model, colour in colours.items():
-        draw_model(axes, [run for run in record["runs"] if run["model"] == model], model, colour, end)
+        runs = [run for run in record["runs"] if run["model"] == model]
+        draw_model(axes, runs, model, colour, end)
     for name, level in record.get("levels", {}).items():
         axes.axhline(level, color="#6B7280", lw=1, ls=LEVELS[name], label=name)
     axes.set_title(record["task"], fontsize="medium")

@@ -94,6 +94,24 @@ def test_every_task_has_a_panel_and_every_line_a_legend(
     assert named >= {"STORM-control", "GITSTORM-control", "DreamerV3 (mean, range)"}
 
 
+def test_a_model_has_one_colour_in_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves_figure, "save", lambda figure, path: drawn.append(figure))
+    for task, variants in (("a", ["late"]), ("b", ["early", "late"])):
+        runs = [
+            {"model": f"STORM-tiny {variant}", "agent_steps": 9, "training_returns": [(5, 1), (9, 2)]}
+            for variant in variants
+        ]
+        (tmp_path / f"{task}.json").write_text(
+            json.dumps({"task": task, "step": "agent_steps", "runs": runs})
+        )
+    curves_figure.draw([tmp_path / "a.json", tmp_path / "b.json"], None, tmp_path / "both.png")
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    late = {line.get_color() for line in lines if line.get_label() == "STORM-tiny late"}
+    early = {line.get_color() for line in lines if line.get_label() == "STORM-tiny early"}
+    assert len(late) == len(early) == 1 and late != early
+
+
 def test_of_many_seeds_the_mean_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(curves_figure, "save", lambda figure, path: drawn.append(figure))
