@@ -23,6 +23,8 @@ COLUMNS = "method game seed step mean_return:1 evaluated episodes published sett
 
 @dataclass(frozen=True)
 class Entry:
+    """One recorded run under results/."""
+
     folder: Path
     run: Run
     gaps: tuple[str, ...]  # why the run is not complete

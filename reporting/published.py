@@ -17,6 +17,8 @@ WITH_DEMONSTRATION = "STORM_Freeway33.5"  # the published method whose score of 
 
 @dataclass(frozen=True)
 class Published:
+    """The scores of results/published.json that runs are put beside."""
+
     methods: dict[
         str, dict[str, Any]
     ]  # source, note, and "seeds" (game -> returns of runs) or "mean" (game -> one)

@@ -32,6 +32,8 @@ RUN_NAME = re.compile(r"(?P<game>[^-]+)-(?P<label>.+?)-seed_(?P<seed>\d+)(?P<res
 
 @dataclass(frozen=True)
 class Run:
+    """A run as a report reads it from its files."""
+
     name: str
     env_name: str  # Gymnasium id
     label: str  # the method that is compared: its config file, and what sets it apart

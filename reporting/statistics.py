@@ -23,6 +23,8 @@ Grid = Mapping[str, np.ndarray]
 
 
 class Interval(NamedTuple):
+    """A statistic and its 95 % interval."""
+
     value: float
     low: float | None = None  # None where there are too few runs for an interval
     high: float | None = None
@@ -91,6 +93,8 @@ def mean_curve(curves: np.ndarray) -> tuple[np.ndarray, tuple | None]:
 
 
 class Difference(NamedTuple):
+    """The samples whose means tell how two methods differ."""
+
     samples: list[np.ndarray]  # independent; the difference is the sum of their means
     pairing: str  # how it was made, in words
 
