@@ -174,7 +174,7 @@ class AgentConfig:
     EntropyCoef: float = fixed(3e-4, "weight of the policy entropy", NOT_NEGATIVE, "eta")
     MinStd: float = fixed(0.1, "least standard deviation of a continuous action", POSITIVE)
     MaxStd: float = fixed(1.0, "largest standard deviation of a continuous action", POSITIVE)
-    StdShift: float = fixed(2.0, "added before the sigmoid of the deviation", Range(-math.inf))
+    StdShift: float = fixed(2.0, "added before the sigmoid of the deviation", Range(-math.inf, ends="()"))
     ValueBins: int = fixed(255, "bins of the two-hot critic", AT_LEAST_2)
     BinLimit: float = fixed(20.0, "two-hot bins span symlog values in [-limit, limit]", BIN_LIMIT)
     SlowCriticDecay: float = fixed(0.98, "decay of the slow critic's weight average", UNIT, "sigma")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from config_texts import (
 )
 
 from configuration import schema as schema_module
-from configuration.keys import fixed
+from configuration.keys import Range, fixed
 from configuration.loading import (
     apply_overrides,
     config_help,
@@ -305,6 +306,12 @@ def test_every_default_is_allowed_and_every_number_has_a_range() -> None:
         assert key.allowed is not None or key.type not in (int, float), name
         given = key.read(key.shown_default) if key.type is not list or key.default else []
         assert given == key.default, name
+
+
+def test_no_range_claims_an_infinite_end() -> None:
+    ranges = {name: key.allowed for name, key in schema().items() if isinstance(key.allowed, Range)}
+    claimed = {name: str(each) for name, each in ranges.items() if re.search(r"\[-inf|inf\]", str(each))}
+    assert ranges and not claimed  # infinity is never accepted
 
 
 @pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.stem)
