@@ -18,6 +18,7 @@ from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal
 import torch
 
 from compute.memory_limits import memory_errors
+from configuration.schema import schema
 from evaluation.options import named_as_options
 from evaluation.playing.session import Session
 from evaluation.policies import SHIPPED, load_policy
@@ -47,8 +48,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         raise UserError("-run_name=NAME is missing (or: python play.py demo); see python play.py --help")
     if not 0 <= options.port <= 65_535:
         raise UserError(f"-port={options.port}: must be 0 to 65535")
-    if options.num_threads < 1:
-        raise UserError(f"-num_threads={options.num_threads}: must be 1 or more")
+    most = schema()["BasicSettings.NumThreads"].allowed.high
+    if not 1 <= options.num_threads <= most:
+        raise UserError(f"-num_threads={options.num_threads}: must be 1 to {most}")
     return options
 
 
@@ -77,9 +79,10 @@ async def serve(
     try:
         try:
             await web.TCPSite(runner, host or "127.0.0.1", port).start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of what is no host's name
             place = f"-port={port}" if host is None else f"-host={host} -port={port}"
-            raise UserError(f"{place}: {error.strerror or error}; choose another one") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{place}: {reason}; choose another one") from error
         address, port = runner.addresses[0][:2]
         address = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
         address = f"[{address}]" if ":" in address else address

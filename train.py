@@ -50,14 +50,15 @@ def train(run: TrainingRun, stop: StopRequest, bar: tqdm) -> bool:
 
 def catch_up(run: TrainingRun, stop: StopRequest, bar: tqdm) -> None:
     """Do what was left when the run stopped: an evaluation, or the weights where it is to end by now."""
-    ended = run.step >= run.config.JointTrainAgent.SampleMaxSteps
-    if not (run.evaluation_due or ended):
-        return
-    if run.evaluation_due:
-        evaluate(run, stop, bar)
+    task = run.config.JointTrainAgent
+    ended, was_due = run.step >= task.SampleMaxSteps, run.evaluation_due
+    run.evaluation_due = was_due and task.EvalEverySteps > 0
     if ended and not has_weights(run.step, run.config, run.directory):
         run.save_checkpoint(run.step)
-    run.save_state(status_of(run))
+    if run.evaluation_due:
+        evaluate(run, stop, bar)
+    if ended or was_due:
+        run.save_state(status_of(run))
 
 
 def take_step(run: TrainingRun) -> None:
@@ -96,20 +97,23 @@ def crossed(before: int, now: int, every: int) -> bool:
 
 
 def log_and_save(run: TrainingRun, before: int, stop: StopRequest, bar: tqdm) -> None:
-    """Log, evaluate and save what is due after the steps (before, run.step]."""
+    """Log, save and evaluate what is due after the steps (before, run.step]; first what cannot refuse."""
     task, now = run.config.JointTrainAgent, run.step
     bar.update(min(now, task.SampleMaxSteps) - min(before, task.SampleMaxSteps))
-    if crossed(before, now, task.LogEverySteps):
+    is_logged = crossed(before, now, task.LogEverySteps)
+    if is_logged:
         run.log()
         if run.plays:
             bar.set_postfix_str(f"last return {run.last_return:g}")
-        with saved_if_refused(run):
-            run.learner.stop_if_diverged(task.MaxBadUpdates)
-    if crossed(before, now, task.EvalEverySteps):
-        evaluate(run, stop, bar)
     steps = checkpoints_due(before, now, task)
     for nominal in steps:
         run.save_checkpoint(nominal)
+    run.evaluation_due = crossed(before, now, task.EvalEverySteps)
+    if is_logged:
+        with saved_if_refused(run):
+            run.learner.stop_if_diverged(task.MaxBadUpdates)
+    if run.evaluation_due:
+        evaluate(run, stop, bar)
     if steps:
         line = run.health_line()
         if line is not None:
@@ -148,7 +152,10 @@ def saved_if_refused(run: TrainingRun) -> Iterator[None]:
 
 
 def handle_fault(run: TrainingRun, fault: EnvironmentFault, bar: tqdm) -> None:
-    """Drop the step whose environment failed; stop, saved, after too many in a row."""
+    """Drop the step whose environment failed; stop, saved, after too many in a row.
+
+    What was learned while the environment stepped stays, and counts.
+    """
     run.faults += 1
     run.faults_in_a_row += 1
     run.policy.drop_last_step()

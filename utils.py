@@ -41,6 +41,7 @@ CARD_FIXES = {  # by what CUDA says; NVIDIA_FIX for all else
 USER_ERROR = 2  # exit code: something to be put right by whoever typed the command
 NOT_FINISHED = 75  # exit code (EX_TEMPFAIL): stopped by a signal and saved; the same command continues
 OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+PATH_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -96,9 +97,9 @@ class OneLineParser(argparse.ArgumentParser):
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a command line's `main(arguments)` and exit with its code (None means 0).
 
-    A UserError, or an output that nobody takes (a full disk, a pipe into `head`), becomes one line
-    on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a defect of the program
-    and keeps its traceback.
+    A UserError, an output that nobody takes (a full disk, a pipe into `head`), or a file that nobody
+    may open, becomes one line on stderr and exit code 2, Ctrl-C exit code 130; any other exception is
+    a defect of the program and keeps its traceback.
     """
     _open_streams()
     handled_by_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -113,10 +114,13 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
-        if error.errno not in OUTPUT_LOST:
+        if error.errno in OUTPUT_LOST:
+            print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
+            silence()  # for what is still to be flushed
+        elif error.errno in PATH_REFUSED and error.filename is not None:
+            print("error:", _one_line(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+        else:
             raise
-        print(f"error: cannot write the output of this command: {error.strerror}", file=sys.stderr)
-        silence()  # for what is still to be flushed
         code = USER_ERROR
     finally:
         if handled_by_python:  # a notebook goes on
@@ -179,7 +183,7 @@ def load_class(text: str) -> type:
     """Return the class that `module:Class` names, importing the module.
 
     Raises:
-        UserError: it is not of that form, or there is no such class.
+        UserError: it is not of that form, there is no such class, or its module cannot be imported.
     """
     module, _, name = text.partition(":")
     try:
@@ -188,6 +192,8 @@ def load_class(text: str) -> type:
             raise ValueError(f"{name} is none")
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{text!r} names no class as module:Class ({error})") from error
+    except Exception as error:  # of the module's own code
+        raise UserError(f"{text!r}: {module} cannot be imported ({type(error).__name__}: {error})") from error
     return found
 
 

@@ -58,7 +58,7 @@ def load_saved_config(path: str | Path) -> Config:
     """Return the configuration in a file of config_to_yaml's text; raise UserError if it is cut short."""
     path = Path(path)
     tree = read_yaml_mapping(path)
-    if not path.read_text(encoding="utf-8").rstrip().endswith(END_OF_SAVED):
+    if not path.read_text(encoding="utf-8", errors="replace").rstrip().endswith(END_OF_SAVED):
         raise UserError(f"{path}: not a run's whole configuration: it does not end with {END_OF_SAVED!r}")
     return _merge(Config(), [_typed(tree, str(path))])
 

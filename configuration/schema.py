@@ -36,7 +36,7 @@ MODEL_TYPES = Texts("STORM", "GITSTORM", CLASS, meaning="STORM, GITSTORM or modu
 CODERS = Texts("auto", CLASS, meaning="auto or module:Class")
 TASKS = Texts("JointTrainAgent", "VideoPrediction")
 MIXERS = Texts("concat", "concat_attention", "latent_attention")
-POWERS = r"pow(0\.0*)?[1-9]\d{0,2}(\.\d{1,6})?"
+POWERS = r"pow(0\.0*[1-9]\d{0,5}|[1-9]\d{0,2}(\.\d{1,6})?)"
 SCHEDULES = Texts("cosine", "uniform", "log", "exp", POWERS, meaning="cosine, uniform, log, exp or pow<d>")
 COUNTED = Texts("masked", "all")
 CONDITIONS = Texts("slice", "whole")

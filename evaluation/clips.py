@@ -109,7 +109,8 @@ class Clips:
     def spread(self, windows: int, length: int, batch_size: int) -> Iterator[Batch]:
         """Yield evenly spread windows (B, L), fewer than asked for where there are fewer."""
         total = int(self._starts(length).sum())
-        for numbers in torch.linspace(0, total - 1, min(windows, total)).long().split(batch_size):
+        spread = torch.linspace(0, total - 1, min(windows, total), dtype=torch.float64)
+        for numbers in spread.long().split(batch_size):
             yield self._windows(numbers, length)
 
     def _starts(self, length: int) -> Tensor:

@@ -35,7 +35,7 @@ class Options:
     games: list[str] = fixed([], f"games or Gymnasium ids; {ATARI_100K} is the benchmark's 26")
     seeds: list[str] = fixed(["0"], "whole numbers")
     configs: list[str] = fixed(["STORM"], "names in config_files/, or paths of YAML files")
-    cpus_per_run: float = fixed(1.0, "CPU cores of a run; as many run at once as fit", Range(0, ends="()"))
+    cpus_per_run: float = fixed(1.0, "CPU cores of a run; as many run at once as fit", Range(0.01, 1_024))
     gpus_per_run: float | None = fixed(
         None, "share of a card, as 0.5; null: a whole one, if any", Range(0, 1)
     )

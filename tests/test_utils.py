@@ -42,6 +42,12 @@ def run_cli(body: str) -> subprocess.CompletedProcess[str]:
         ("assert arguments == ['x']", 0, ""),
         (r"raise UserError('a\n  b\x1b[31m')", 2, "error: a b?[31m\n"),
         ("raise KeyboardInterrupt", 130, ""),
+        (
+            "raise PermissionError(13, 'Permission denied', '/root/runs')",
+            2,
+            "error: /root/runs: Permission denied\n",
+        ),
+        ("__import__('pathlib').Path('x' * 300).exists()", 2, f"error: {'x' * 300}: File name too long\n"),
     ],
 )
 def test_how_commands_end(body: str, code: int, error: str) -> None:

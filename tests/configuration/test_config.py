@@ -182,6 +182,13 @@ def test_booleans(text: str) -> None:
     assert load_config([f"BasicSettings.silent={text}"]).BasicSettings.silent is True
 
 
+def test_a_saved_configuration_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(config_to_yaml(Config()), encoding="utf-16")
+    with pytest.raises(UserError, match="not a run's whole configuration"):
+        load_saved_config(saved)
+
+
 @pytest.mark.parametrize("name", ["1e5", "007", "true", "2024-01-01", "0x10", "my run", "a=b", "λ"])
 def test_run_names_stay_text(tmp_path: Path, name: str) -> None:
     assert load_config([f"BasicSettings.n={name}"]).BasicSettings.n == name

@@ -54,6 +54,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
         ("JointTrainAgent.ModelType=gitstorm", ["'gitstorm'", "did you mean 'GITSTORM'"]),
         ("Models.MaskGit.MaskSchedule=pow", ["'pow'", "pow<d>"]),
         ("Models.MaskGit.MaskSchedule=pow0", ["'pow0'", "pow<d>"]),
+        ("Models.MaskGit.MaskSchedule=pow0.5.5", ["'pow0.5.5'", "pow<d>"]),
         ("Task=Other", ["Task='Other'", "JointTrainAgent"]),
         ("BasicSettings.n=${oc.env:HOME}", ["BasicSettings.n='${oc.env:HOME}'", "plain text"]),
         ("BasicSettings.env_name=", ["BasicSettings.env_name=''", "plain text"]),

@@ -363,6 +363,7 @@ class TestOthers:
             ("no_such_module:Logger", "No module named 'no_such_module'"),
             ("json:Logger", "has no attribute 'Logger'"),
             (":Logger", "':Logger' names no class"),
+            (".a:Logger", "'.a:Logger': .a cannot be imported .TypeError: "),
         ],
     )
     def test_unknown_ones_are_named(self, tmp_path: Path, name: str, reason: str) -> None:

@@ -37,7 +37,7 @@ from utils import UserError
 
 NOT_FINISHED = 75
 OFTEN = "JointTrainAgent.SaveEverySeconds=1e-9"  # a state after every step
-EVALUATE = "JointTrainAgent.EvalEverySteps=40"
+EVALUATE = ("JointTrainAgent.EvalEverySteps=40", "JointTrainAgent.SaveEverySteps=40")
 SLOW_KILLS = 8
 
 
@@ -148,7 +148,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an uninterrupted run that was evaluated at 40, 80 and 120."""
     folder = tmp_path_factory.mktemp("evaluated")
-    assert train(folder, "run", EVALUATE).code == 0
+    assert train(folder, "run", *EVALUATE).code == 0
     return folder
 
 
@@ -167,11 +167,11 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EvaluationPolicy, "act", act)
-        result = train(tmp_path, "run", EVALUATE)
+        result = train(tmp_path, "run", *EVALUATE)
     step, played = 40 * number, (number - 1) * 2 * 25 + 3
     assert result.code == NOT_FINISHED and f"stopped by SIGTERM at step {step}" in result.err
     assert len(acted) == played  # the evaluations before, and three steps
-    result = train(tmp_path, "run", EVALUATE)
+    result = train(tmp_path, "run", *EVALUATE)
     assert result.code == 0 and f"step {step}: evaluated" in result.err
     assert differences(evaluated, tmp_path) == []
 
@@ -179,8 +179,8 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_later(
 def test_a_run_that_is_to_end_where_its_evaluation_was_put_off_saves_its_weights(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 40, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(tmp_path, "run", EVALUATE).code == NOT_FINISHED
-    result = train(tmp_path, "run", EVALUATE, "JointTrainAgent.SampleMaxSteps=40")
+        assert train(tmp_path, "run", *EVALUATE).code == NOT_FINISHED
+    result = train(tmp_path, "run", *EVALUATE, "JointTrainAgent.SampleMaxSteps=40")
     assert result.code == 0 and "step 40: evaluated" in result.err
     assert weights(tmp_path, "run", 40)
 
@@ -191,9 +191,11 @@ def test_a_run_whose_evaluation_fails_is_saved(evaluated: Path, tmp_path: Path) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "evaluate", failing)
-        result = train(tmp_path, "run", EVALUATE)
+        result = train(tmp_path, "run", *EVALUATE)
+        shutil.copytree(tmp_path, tmp_path / "again")
+        assert train(tmp_path / "again", "run", *EVALUATE, "JointTrainAgent.EvalEverySteps=0").code == 0
     assert result.code == 2 and result.error == "3 environment faults in a row"
-    result = train(tmp_path, "run", EVALUATE)
+    result = train(tmp_path, "run", *EVALUATE)
     assert result.code == 0 and "continuing run at step 40" in result.err
     assert differences(evaluated, tmp_path) == []
 
@@ -482,11 +484,11 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
 
 def test_updates_that_stay_bad_stop_the_run_with_a_report(tmp_path: Path) -> None:
     bad = ["Models.WorldModel.LearningRate=1e30", "JointTrainAgent.MaxBadUpdates=5"]
-    result = train(tmp_path, "run", *bad)
+    result = train(tmp_path, "run", *bad, "JointTrainAgent.SaveEverySteps=60")
     assert result.code == 2 and "WorldModel" in result.error
     assert "WorldModel/total_loss" in result.error and "updates in a row were not finite" in result.error
     saved = StateStore(tmp_path / "outputs" / "run" / "state").load()
-    assert saved.step == 60  # the first log with five bad updates
+    assert saved.step == 60 and weights(tmp_path, "run", 60)  # the first log with five bad updates
 
 
 def test_one_bad_batch_changes_nothing_but_its_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,3 +358,12 @@ def test_clips_hold_a_window_whatever_is_imagined(tmp_path: Path, source: Path) 
     window = f"JointTrainAgent.BatchLength={LENGTH + 1}"
     long = (window, "JointTrainAgent.BufferWarmUp=80", "Models.WorldModel.TransformerMaxLength=99")
     assert str(LENGTH + 1) in learn(tmp_path, "other", source, *long).error
+
+
+def test_windows_are_spread_to_the_last_of_very_many(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[torch.Tensor] = []
+    clips = clips_of(source)
+    clips.lengths = torch.tensor([20_000_011])
+    monkeypatch.setattr(clips, "_windows", lambda batch, length: numbers.append(batch))
+    list(clips.spread(5, 8, 2))
+    assert [int(number) for number in torch.cat(numbers)][::4] == [0, 20_000_003]

@@ -268,7 +268,11 @@ def test_an_address_that_cannot_be_had_is_said(tmp_path: Path) -> None:
 
     async def run() -> None:
         with ThreadPoolExecutor(1) as thread:
-            for host, word in (("no.such.host.invalid", "-host=no.such"), ("8.8.8.8", "-host=8.8.8.8")):
+            for host, word in (
+                ("no.such.host.invalid", "-host=no.such"),
+                ("8.8.8.8", "-host=8.8.8.8"),
+                ("192.168..7", "-host=192.168..7"),
+            ):
                 with pytest.raises(UserError, match=word):
                     await play.serve(session, thread, host, 0, print, asyncio.Event())
 
@@ -283,6 +287,7 @@ def test_an_address_that_cannot_be_had_is_said(tmp_path: Path) -> None:
         (["demo", "nothing"], "nothing"),
         (["demo", "-port=70000"], "-port=70000"),
         (["demo", "-num_threads=0"], "-num_threads=0"),
+        (["demo", "-num_threads=4294967296"], "must be 1 to 1024"),
         (["demo", "-device=gpu"], "^-device='gpu'"),
         (["-run_name=nobody"], "nobody"),
     ],
