@@ -14,10 +14,12 @@ fi
 [[ $# -ge 3 ]] || fail "$usage"
 config=$3
 [[ -f "$config" ]] && config=$(realpath -- "$config") # meant from where the command is typed, as is a folder
-options=()
+options=() previous=
 for option in "${@:4}"; do
-  [[ "$option" == -ckpt_dir=* && -e "${option#*=}" ]] && option="-ckpt_dir=$(realpath -- "${option#*=}")"
+  [[ "$option" =~ ^--?ckpt_dir=(.*) && -e "${BASH_REMATCH[1]}" ]] && option="-ckpt_dir=$(realpath -- "${BASH_REMATCH[1]}")"
+  [[ "$previous" =~ ^--?ckpt_dir$ && -e "$option" ]] && option=$(realpath -- "$option")
   options+=("$option")
+  previous=$option
 done
 
 set_up requirements.txt

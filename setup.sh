@@ -102,6 +102,8 @@ release_lock() { exec 9>&-; }
 install_packages() {
   local python=$1 requirements=$2 pins=() fresh=()
   [[ "${CI:-}" == true || -e "$STORM_ROOT/.venv.unfinished" ]] && fresh=(--clear)
+  local was_whole=
+  [[ ${#fresh[@]} -eq 0 && -x "$STORM_ROOT/.venv/bin/python" ]] && was_whole=yes
   touch "$STORM_ROOT/.venv.unfinished"
   if [[ ${#fresh[@]} -gt 0 || ! -x "$STORM_ROOT/.venv/bin/python" ]]; then
     "$python" -m venv ${fresh[@]+"${fresh[@]}"} "$STORM_ROOT/.venv" ||
@@ -111,8 +113,10 @@ install_packages() {
   is_locked_python "$python" && pins=(-c "$STORM_ROOT/requirements.lock")
   say "installing $requirements into $STORM_ROOT/.venv, once; this takes some minutes"
   "$python" -m pip install -qq --disable-pip-version-check \
-    -r "$STORM_ROOT/$requirements" -e "$STORM_ROOT" ${pins[@]+"${pins[@]}"} >&2 ||
+    -r "$STORM_ROOT/$requirements" -e "$STORM_ROOT" ${pins[@]+"${pins[@]}"} >&2 || {
+    [[ $was_whole ]] && rm -f "$STORM_ROOT/.venv.unfinished" # what was there works still: pip, alive, undoes its own
     fail "installing $requirements into $STORM_ROOT/.venv failed: see pip's message above, then run this again"
+  }
   rm -f "$STORM_ROOT/.venv.unfinished"
 }
 
@@ -124,6 +128,7 @@ is_ready() {
 set_up() {
   local requirements=$1 python
   if [[ -n "${STORM_PYTHON:-}" ]]; then
+    [[ "$STORM_PYTHON" == [!/]*/* ]] && export STORM_PYTHON=$PWD/$STORM_PYTHON # scripts change the folder
     has_packages "$STORM_PYTHON" "$requirements" ||
       fail "STORM_PYTHON=$STORM_PYTHON: is no Python or lacks packages: run '$STORM_PYTHON -m pip install -r $requirements'"
     return

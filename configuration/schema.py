@@ -63,7 +63,7 @@ class BasicSettings:
     config_path: str = free("config_files/STORM.yaml", "YAML file the run starts from, or its name there")
     env_name: str = fixed("ALE/Boxing-v5", "Gymnasium id, module:id or dm_control/<domain>-<task>-v0")
     trajectory_path: str | None = free(None, "demonstrations (.npz, STORM's .pkl), or clips of video")
-    pretrained_path: str | None = free(
+    pretrained_path: str | None = fixed(
         None, "weights to begin with: a run, an agent of assets/agents, a folder or a file"
     )
     device: str = free("auto", "where the networks run", DEVICES)

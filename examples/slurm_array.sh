@@ -31,6 +31,7 @@ NOT_FINISHED=75
 # SLURM runs a copy of this file, so the repository is where sbatch was typed.
 cd -- "${SLURM_SUBMIT_DIR:-.}" || exit
 # srun passes signals on, and train.sh becomes the training itself.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # which srun does not inherit since SLURM 22.05
 srun ./train.sh --array "$games" "$seeds" "$configs" ${settings[@]+"${settings[@]}"}
 code=$?
 

@@ -90,5 +90,5 @@ def draw_task(axes: Axes, record: dict[str, Any], others: dict[str, Any], colour
     axes.set(xlabel=step.replace("_", " "), ylabel="training return")
     axes.set_xlim(0, 1.02 * end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if min((value for run in record["runs"] for _, value in run["training_returns"]), default=0) >= 0:
+    if axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0)

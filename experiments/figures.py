@@ -62,10 +62,10 @@ def draw_health(record: dict[str, Any], path: Path) -> None:
 
 
 def colours_of(models: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each model, a config's name, or that of a variant after it."""
+    """Return a colour of its own for each model, a config's name, or that of a variant after it."""
     labels = sorted(set(models))
-    known = {label: COLOURS.get(label.split("-")[0]) for label in labels if " " not in label}
-    plain = {label: colour for label, colour in known.items() if colour is not None}
+    known = {label.split("-")[0]: label for label in reversed(labels) if " " not in label}
+    plain = {label: COLOURS[kind] for kind, label in known.items() if kind in COLOURS}
     others = [label for label in labels if label not in plain]
     return plain | dict(zip(others, itertools.cycle(VARIANTS), strict=False))
 

@@ -23,7 +23,7 @@ from typing import Any
 from pandas import DataFrame
 
 from configuration.checks import read_value
-from configuration.loading import differences, load_config
+from configuration.loading import load_config
 from configuration.schema import Config
 from environments.single import find_spec
 from experiments.curves_figure import draw
@@ -40,7 +40,10 @@ from experiments.training import (
     training_returns,
 )
 from reporting.tables import write_csv
-from utils import OneLineParser, UserError, as_file_name, resolve_device, write_atomically
+from sweeping.options import FROM_GRID
+from utils import OneLineParser, UserError, as_file_name, locked, resolve_device, write_atomically
+
+GIVEN = {*FROM_GRID, "BasicSettings.n", "BasicSettings.Restart"}  # settings that are not a grid's user's
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def measure(
     repeat = suite.repeat(config.BasicSettings.env_name, config)
     returns = [(step * repeat, value) for step, value in training_returns(run.name, folder)]
     played = partial(evaluate, run.name, episodes=episodes, folder=folder)
-    saved = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
-    evaluated = [(step * repeat, played(step)) for step in saved]
+    steps = saved_steps(run.name, folder)[0 if suite.every_checkpoint else -1 :]
+    evaluated = [(step * repeat, played(step)) for step in steps]
     setting = suite.played_too(run)
-    also = {"other_way_returns": played(saved[-1], setting=setting)} if setting else {}
+    also = {"other_way_returns": played(steps[-1], setting=setting)} if setting else {}
     facts = run_facts(run.name, folder)
     last = facts["trained_steps"] * repeat
     late = [value for at, value in returns if at > last - suite.window]
@@ -117,7 +120,6 @@ def measure(
         "evaluation_returns": evaluated[-1][1],
         **also,
         **({"evaluations": evaluated} if suite.every_checkpoint else {}),
-        "changed": {key: value for key, _, value in differences(Config(), config)},
         "decisions_per_s": round(facts["trained_steps"] / (60 * facts["training_minutes"]), 2),
         **facts,
         "training_returns": returns,
@@ -189,8 +191,12 @@ def checked_runs(suite: Suite, options: argparse.Namespace) -> dict[Run, list[st
     """Return the runs of a grid, each once, and what of their settings is not their config's.
 
     Raises:
-        UserError: a run has no such environment, model or setting, or no episode is evaluated.
+        UserError: a run has no such environment, model or setting, a setting is one that the grid gives,
+            or no episode is evaluated.
     """
+    given = {override.partition("=")[0] for override in options.overrides} & GIVEN
+    if given:
+        raise UserError(f"{', '.join(sorted(given))}: --tasks, --models and --seeds give it")
     read_value("Evaluation.NumEpisodes", options.episodes, "--episodes: ")
     runs = {
         run: [*suite.variants(run.model).get(run.variant, []), *options.overrides]
@@ -213,7 +219,8 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
 
     def finish(run: Run) -> None:
         row = command | measure(suite, run, runs[run], options.episodes, Path.cwd(), device)
-        with recording:
+        options.out.mkdir(parents=True, exist_ok=True)
+        with recording, locked(options.out):  # from threads, and from other commands
             of_task = facts | {"task": run.task, "levels": suite.levels(run.task)}
             path = options.out / f"{as_file_name(run.task)}.json"
             record(suite, path, row, of_task)

@@ -84,7 +84,8 @@ def model_config(settings: Settings) -> Config:
     model.StemChannels = settings.stem_channels
     model.NumLatents, model.NumClasses = settings.latents, settings.classes
     model.TransformerHiddenDim = config.Models.Agent.HiddenDim = settings.width
-    model.TransformerMaxLength = max(settings.length, settings.timed_context + settings.timed_horizon)
+    imagined = settings.context + settings.horizon, settings.timed_context + settings.timed_horizon
+    model.TransformerMaxLength = max(settings.length, *imagined)
     mask_git.VocabDim = mask_git.TmfArgs.EmbedDim = mask_git.TmfArgs.MlpDim = settings.width
     mask_git.TmfArgs.NumLayers = settings.layers
     return config

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from configuration.keys import Key
-from configuration.loading import find_config
-from configuration.schema import keys_of
+from configuration.loading import differences, find_config, load_saved_config
+from configuration.schema import Config, keys_of
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from reporting.statistics import sum_of_means
 from run_files.directory import RunDirectory
@@ -186,9 +186,11 @@ def evaluated_returns(
 
 
 def run_facts(run_name: str, folder: Path) -> dict[str, object]:
-    """What a run's own record says of its length, time, source and machine."""
-    run = json.loads(RunDirectory(run_name, folder).status_file.read_text())
+    """What a run's own record says of its settings, length, time, source and machine."""
+    directory = RunDirectory(run_name, folder)
+    run, config = json.loads(directory.status_file.read_text()), load_saved_config(directory.config_file)
     return {
+        "changed": {key: value for key, _, value in differences(Config(), config)},
         "trained_steps": run["finished_step"],
         "training_minutes": round(run["elapsed_s"] / 60, 2),
         "training_cpu_minutes": round(run["cpu_s"] / 60, 2) if "cpu_s" in run else None,

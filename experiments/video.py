@@ -162,7 +162,7 @@ def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> Non
     """Train and judge models of a data set; write the results after each seed."""
     record_clips(data)
     runs, judgements, out = [], [], options.out
-    for seed in options.seeds:
+    for seed in dict.fromkeys(options.seeds):
         with ThreadPoolExecutor(options.at_a_time) as pool:
             runs += pool.map(lambda model, seed=seed: train(data, model, seed, options.steps), options.models)
         result, found = judge(data, options.models, seed)

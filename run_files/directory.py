@@ -148,7 +148,7 @@ class RunDirectory:
 
 def as_outputs(text: str | Path) -> Path:
     """Return the path of a run as it was typed, or completed by a shell: outputs/NAME of runs/NAME, too."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     outputs = path.parent.parent / "outputs" / path.name
     return outputs if path.parent.name == "runs" and outputs.is_dir() else path
 

@@ -18,6 +18,7 @@ from run_files.directory import RunDirectory
 from run_files.manifest import read_json
 from sweeping.local import Job
 from sweeping.options import EVALUATE, ONLY, Options
+from training.resume import check_resumable
 from utils import REPOSITORY, UserError
 
 TRAIN = "train"
@@ -66,8 +67,13 @@ class SweepRun:
         """Return whether nothing of a stage is left to do."""
         if stage == EVALUATE:
             return self.is_evaluated()
-        finished = read_json(self.directory.status_file).get("status") == "finished"
-        return finished and self.saved_step() >= self.config.JointTrainAgent.SampleMaxSteps
+        if read_json(self.directory.status_file).get("status") != "finished":
+            return False
+        try:
+            check_resumable(self.config, self.directory)
+        except UserError:  # it had other settings: train.py says which
+            return False
+        return self.saved_step() >= self.config.JointTrainAgent.SampleMaxSteps
 
     def evaluations(self) -> list[Evaluation]:
         """Return what its evaluations say. Raise UserError if they cannot be read."""

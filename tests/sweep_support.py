@@ -21,8 +21,9 @@ def plan(folder: Path, *words: str) -> list[SweepRun]:
 
 
 def write_status(run: SweepRun, status: str, step: int) -> None:
-    """Write a run.json."""
+    """Write a run.json, and the config."""
     run.directory.outputs.mkdir(parents=True, exist_ok=True)
+    run.directory.save_config(run.config)
     run.directory.status_file.write_text(json.dumps({"status": status, "finished_step": step}))
 
 

@@ -144,8 +144,9 @@ def test_evals_passes_its_arguments_on(copy: Path) -> None:
 
 def test_evals_looks_for_a_folder_of_checkpoints_from_where_it_is_typed(copy: Path) -> None:
     typed = os.path.relpath(copy, "/")  # `start` types in /
-    _, given, _ = call(copy, "evals.sh", "Boxing", "run", "STORM", f"-ckpt_dir={typed}")
-    assert given[-1] == f"-ckpt_dir={copy}"
+    for words in ([f"-ckpt_dir={typed}"], [f"--ckpt_dir={typed}"], ["-ckpt_dir", typed]):
+        _, given, _ = call(copy, "evals.sh", "Boxing", "run", "STORM", *words)
+        assert given[-1].removeprefix("-ckpt_dir=") == str(copy)
 
 
 def test_the_script_becomes_the_training_so_that_signals_reach_it(copy: Path) -> None:
@@ -277,6 +278,19 @@ def test_a_failed_installation_is_said_and_not_taken_for_done(copy: Path, bare: 
     code, _, said = call(copy, "train.sh", "Pong", "0", "STORM", PIP_NO_INDEX="1", **bare)
     assert code == 2 and said.splitlines()[-1].startswith("error: installing requirements.txt")
     assert (copy / ".venv.unfinished").exists()
+
+
+def test_packages_that_cannot_be_added_leave_the_environment_as_it_is(
+    copy: Path, bare: dict[str, str]
+) -> None:
+    python = copy / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")  # neither has packages nor gets any
+    python.chmod(0o755)
+    for _ in range(2):
+        code, _, said = call(copy, "train.sh", "Pong", "0", "STORM", **bare)
+        assert code == 2 and said.splitlines()[-1].startswith("error: installing requirements.txt")
+        assert python.read_text().startswith("#!/bin/sh") and not (copy / ".venv.unfinished").exists()
 
 
 def test_setup_says_that_torch_cannot_use_a_card(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tiny_runs import SMALL, STEPS
 from evaluation.tables import Episode, Evaluation, append
 from experiments import atari_small, grid, training
 from experiments.curves_figure import draw
+from experiments.figures import colours_of
 from experiments.grid import Run, cells, grid_parser
 from run_files.directory import RunDirectory
 from utils import UserError
@@ -36,7 +37,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
         "3",
         "--out",
         "records",
-        *SMALL,
+        *SMALL[1:],  # the first names the environment, as --tasks does
         f"JointTrainAgent.SaveEverySteps={STEPS}",
     ]
     arguments += [
@@ -46,6 +47,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert atari_small.main(arguments) == 0
     monkeypatch.setattr(grid, "train", lambda *_: None)
     monkeypatch.setattr(training, "check_end", lambda *_: pytest.fail("it was evaluated before"))
+    arguments.append("BasicSettings.Precision=bfloat16")  # not what it was trained with
     assert atari_small.main(arguments) == 0  # from what is there
     record = json.loads(Path("records/KungFuMaster.json").read_text())
     (run,) = record["runs"]
@@ -62,6 +64,7 @@ def test_a_grid_is_run_recorded_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(table.columns) == ["model", "seed", "agent_steps", "episode", "return"]
     assert list(table["return"]) == run["evaluation_returns"] and set(table.agent_steps) == {STEPS}
     assert run["training_cpu_minutes"] > 0 and run["changed"]["BasicSettings.ImageSize"] == 16
+    assert run["changed"]["BasicSettings.Precision"] == "float32"
     assert len(run["health"]["ActorCritic/S"]) == len(run["health"]["step"]) > 1
     for name in ("atari_small", "KungFuMaster_health"):
         assert (tmp_path / "records" / f"{name}.png").stat().st_size > 10_000
@@ -78,6 +81,37 @@ def test_a_card_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [Path(command[0]).name for command in commands] == ["train.py", "eval.py"]
     devices = [[word for word in command if "device" in word] for command in commands]
     assert devices[0][-1] == "BasicSettings.device=cuda:1" and not devices[1]  # as the run was trained
+
+
+@pytest.mark.parametrize("name", ["Seed", "env_name", "config_path", "n", "Restart"])
+def test_what_the_grid_gives_is_no_setting(name: str) -> None:
+    with pytest.raises(UserError, match=f"BasicSettings.{name}: --tasks, --models and --seeds give it"):
+        atari_small.main(["--tasks", "Boxing", f"BasicSettings.{name}=1"])
+
+
+def test_two_commands_record_all_rows(tmp_path: Path) -> None:
+    code = """
+import sys, time, pathlib
+from experiments import atari_small, grid
+slow = grid.write_atomically
+grid.write_atomically = lambda *arguments: (time.sleep(0.3), slow(*arguments))
+grid.draw = grid.draw_health = lambda *arguments: None
+row = {"agent_steps": 1, "evaluation_returns": [1.0], "evaluations": [[1, [1.0]]]}
+grid.measure = lambda suite, run, *_: row | {"model": run.label, "seed": run.seed}
+out = pathlib.Path(sys.argv[1])
+seeds = sys.argv[2:]
+atari_small.main(["--tasks", "Boxing", "--models", "STORM-small", "--out", str(out), "--seeds", *seeds])
+"""
+    commands = [[sys.executable, "-c", code, str(tmp_path), *seeds] for seeds in (["0", "1"], ["2", "3"])]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY) for command in commands]
+    assert [process.wait() for process in processes] == [0, 0]
+    runs = json.loads((tmp_path / "Boxing.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2, 3]
+
+
+def test_each_model_has_a_colour_of_its_own() -> None:
+    names = ["STORM-tiny", "STORM-small", "GITSTORM-small", "GITSTORM-small slice", "my_config"]
+    assert len(set(colours_of(names).values())) == len(names)
 
 
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import torch
 from configuration.loading import config_to_yaml, load_saved_config
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
-from run_files.directory import RunDirectory, find_run, read_spaces
+from run_files.directory import RunDirectory, as_outputs, find_run, read_spaces
 from run_files.loggers import RunLogger
 from run_files.manifest import read_json
 from run_files.provenance import joined_facts, machine_facts, moves
@@ -254,3 +254,7 @@ def test_a_run_that_was_moved_is_said_in_a_line() -> None:
     back = joined_facts(joined_facts(earlier, now), now | {"hardware": "H200"})
     assert back["hardware"] == "H200 + EPYC + H200" and moves(back, now | {"hardware": "H200"}) == []
     assert moves(joined_facts(earlier, now), now) == moves({}, now) == moves({"versions": 3}, now) == []
+
+
+def test_a_user_that_there_is_not_has_no_home() -> None:
+    assert as_outputs("~no-such-user/run") == Path("~no-such-user/run")

@@ -117,3 +117,8 @@ def test_every_setting_is_an_option() -> None:
     settings, out = read_options(["--latents", "32", "--learning_rate", "3e-4", "--out", "elsewhere"])
     assert (settings.latents, settings.learning_rate, str(out)) == (32, 3e-4, "elsewhere")
     assert replace(settings, latents=8, learning_rate=1e-3) == Settings()
+
+
+def test_models_see_all_that_is_imagined() -> None:
+    settings = replace(Settings(), context=3, horizon=99)
+    assert joint_prior.model_config(settings).Models.WorldModel.TransformerMaxLength >= 102
