@@ -78,7 +78,7 @@ class Entry:
                 before = self.run.saved_step()
                 self.state, self.attempts = TRAINING if stage == TRAIN else EVALUATING, self.attempts + 1
                 outcome = engine.run(self.run.job(stage))
-                if outcome == 0 and stage == EVALUATE:
+                if outcome == 0 and (stage == EVALUATE or self.run.is_done(stage)):
                     break
                 self.note = describe(self.run, stage, outcome)
                 came_further = stage == TRAIN and self.run.saved_step() > before
