@@ -100,12 +100,11 @@ release_lock() { exec 9>&-; }
 
 # .venv.unfinished stands beside .venv while it is being filled, so that half of one is never taken.
 install_packages() {
-  local python=$1 requirements=$2 pins=() fresh=()
+  local python=$1 requirements=$2 pins=() fresh=() is_new=
   [[ "${CI:-}" == true || -e "$STORM_ROOT/.venv.unfinished" ]] && fresh=(--clear)
-  local was_whole=
-  [[ ${#fresh[@]} -eq 0 && -x "$STORM_ROOT/.venv/bin/python" ]] && was_whole=yes
+  [[ ${#fresh[@]} -gt 0 || ! -x "$STORM_ROOT/.venv/bin/python" ]] && is_new=yes
   touch "$STORM_ROOT/.venv.unfinished"
-  if [[ ${#fresh[@]} -gt 0 || ! -x "$STORM_ROOT/.venv/bin/python" ]]; then
+  if [[ $is_new ]]; then
     "$python" -m venv ${fresh[@]+"${fresh[@]}"} "$STORM_ROOT/.venv" ||
       fail "$python cannot make $STORM_ROOT/.venv: see above (on Debian and Ubuntu: apt install python3-venv)"
   fi
@@ -114,7 +113,7 @@ install_packages() {
   say "installing $requirements into $STORM_ROOT/.venv, once; this takes some minutes"
   "$python" -m pip install -qq --disable-pip-version-check \
     -r "$STORM_ROOT/$requirements" -e "$STORM_ROOT" ${pins[@]+"${pins[@]}"} >&2 || {
-    [[ $was_whole ]] && rm -f "$STORM_ROOT/.venv.unfinished" # what was there works still: pip, alive, undoes its own
+    [[ $is_new ]] || rm -f "$STORM_ROOT/.venv.unfinished" # what was there still works: pip, if it lives, undoes its own
     fail "installing $requirements into $STORM_ROOT/.venv failed: see pip's message above, then run this again"
   }
   rm -f "$STORM_ROOT/.venv.unfinished"

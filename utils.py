@@ -72,7 +72,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+        self.register("type", Path, typed_path)
 
     def option(self, name: str, meaning: str, **settings: Any) -> None:
         """Add an option that is written with one dash or with two."""
@@ -166,6 +166,11 @@ def nearest(
     by_key = {key(candidate): candidate for candidate in names}
     matches = difflib.get_close_matches(key(name)[:200], by_key, 1, cutoff)
     return f" (did you mean '{by_key[matches[0]]}'?)" if matches else ""
+
+
+def typed_path(text: str | Path) -> Path:
+    """Return a path as it was typed; `~` is the home folder, and the `~name` of nobody stays as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def as_file_name(text: str) -> str:

@@ -25,7 +25,7 @@ from configuration.checks import (
 )
 from configuration.schema import CLASS, IGNORED, Config, schema
 from configuration.yaml_files import read_yaml_mapping
-from utils import REPOSITORY, UserError, as_file_name, load_class, nearest
+from utils import REPOSITORY, UserError, as_file_name, load_class, nearest, typed_path
 
 BASE_KEY = "base"  # top-level key of a YAML file: the file of the same folder it starts from
 LONGEST_CHAIN = 8  # files that may start from one another
@@ -105,7 +105,7 @@ def find_config(text: str) -> Path:
     Raise UserError if there is none.
     """
     folder = REPOSITORY / "config_files"
-    for path in (Path(os.path.expanduser(text)), REPOSITORY / text, folder / f"{text}.yaml"):
+    for path in (typed_path(text), REPOSITORY / text, folder / f"{text}.yaml"):
         if os.path.isfile(path):
             return path
     suggestion = nearest(Path(text).stem, (path.stem for path in folder.glob("*.yaml")))

@@ -43,7 +43,7 @@ from reporting.tables import write_csv
 from sweeping.options import FROM_GRID
 from utils import OneLineParser, UserError, as_file_name, locked, resolve_device, write_atomically
 
-GIVEN = {*FROM_GRID, "BasicSettings.n", "BasicSettings.Restart"}  # settings that are not a grid's user's
+GIVEN = {*FROM_GRID, "BasicSettings.n", "BasicSettings.Restart"}  # settings that a grid gives its runs
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def checked_runs(suite: Suite, options: argparse.Namespace) -> dict[Run, list[st
     """
     given = {override.partition("=")[0] for override in options.overrides} & GIVEN
     if given:
-        raise UserError(f"{', '.join(sorted(given))}: --tasks, --models and --seeds give it")
+        raise UserError(f"{', '.join(sorted(given))}: the grid gives it, by --tasks, --models and --seeds")
     read_value("Evaluation.NumEpisodes", options.episodes, "--episodes: ")
     runs = {
         run: [*suite.variants(run.model).get(run.variant, []), *options.overrides]

@@ -162,7 +162,7 @@ def compare(data: str, options: argparse.Namespace, arguments: list[str]) -> Non
     """Train and judge models of a data set; write the results after each seed."""
     record_clips(data)
     runs, judgements, out = [], [], options.out
-    for seed in dict.fromkeys(options.seeds):
+    for seed in options.seeds:
         with ThreadPoolExecutor(options.at_a_time) as pool:
             runs += pool.map(lambda model, seed=seed: train(data, model, seed, options.steps), options.models)
         result, found = judge(data, options.models, seed)
@@ -190,6 +190,8 @@ def main(arguments: list[str]) -> None:
     add_at_a_time(parser)
     options = parser.parse_args(arguments)
     read_value("JointTrainAgent.SampleMaxSteps", options.steps, "--steps: ")
+    for name in ("seeds", "models"):  # each once, or intervals would be too narrow
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     torch.set_num_threads(1)
     for data in options.data:
         compare(data, options, arguments)

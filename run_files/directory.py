@@ -22,7 +22,7 @@ from configuration.loading import config_to_yaml
 from configuration.schema import Config
 from configuration.spaces import ActionSpec, ObservationSpec, Spaces
 from run_files.manifest import EVALUATED, TRAINED, enter, read_json, read_manifest, strike
-from utils import UserError, disk_errors, nearest, write_atomically
+from utils import UserError, disk_errors, nearest, typed_path, write_atomically
 
 EVALUATIONS = "eval_result"  # the folder of evaluation CSVs beside the runs
 RESERVED = {  # folders beside the runs, and what they hold
@@ -148,7 +148,7 @@ class RunDirectory:
 
 def as_outputs(text: str | Path) -> Path:
     """Return the path of a run as it was typed, or completed by a shell: outputs/NAME of runs/NAME, too."""
-    path = Path(os.path.expanduser(text))
+    path = typed_path(text)
     outputs = path.parent.parent / "outputs" / path.name
     return outputs if path.parent.name == "runs" and outputs.is_dir() else path
 

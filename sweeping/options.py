@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from configuration.checks import show
 from configuration.keys import Range, fixed
 from configuration.schema import keys_of, schema
 from evaluation.scores import reference_scores
-from utils import UserError, nearest
+from utils import UserError, nearest, typed_path
 
 ATARI_100K = "atari100k"
 EVALUATE = "evaluate"  # a stage, and the word for a command that has no other
@@ -87,7 +86,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     values = {name: _read(name, text) for name, _, text in (word.partition("=") for word in ours)}
     options = Options(**values, evaluate_only=evaluate_only)
     options.others = others if evaluate_only else [_checked(word) for word in others]
-    options.storage = str(Path(os.path.expanduser(options.storage)).absolute())
+    options.storage = str(typed_path(options.storage).absolute())
     if Path(options.storage).is_dir():
         return options
     raise UserError(f"storage={options.storage}: no such folder")
@@ -107,5 +106,5 @@ def _checked(setting: str) -> str:
         raise UserError(f"unknown option {show(name)}{nearest(name, OPTIONS)}; see --help")
     if name in FROM_GRID:
         raise UserError(f"{name}: games=, seeds= and configs= give it")
-    path = Path(os.path.expanduser(text))  # meant from where the command is typed
+    path = typed_path(text)  # meant from where the command is typed
     return f"{name}={path.absolute()}" if name in PATHS and path.exists() else setting

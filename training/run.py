@@ -116,7 +116,7 @@ class TrainingRun:
         self.policy = make_policy(config, self.learner, self.execution, self.streams)
         self.demonstrations = self._load_demonstrations() if config.JointTrainAgent.UseDemonstration else None
         self.step = self.learned_steps = self.faults = self.faults_in_a_row = 0
-        self.evaluation_due = False  # the evaluation of this step was put off
+        self.evaluation_due = False  # the evaluation of this step is still to be made
         self.elapsed = self.cpu = 0.0  # seconds, of the processes before this one
         self.last_return = float("nan")
         self.findings: dict[str, str] = {}  # on the health of learning, when last logged
@@ -266,7 +266,8 @@ class TrainingRun:
     def evaluate(self, is_stopped: Callable[[], bool]) -> float | None:
         """Return the mean return of fresh episodes with the present weights; no stream advances.
 
-        None if `is_stopped()` said so between two steps: the evaluation is then still due.
+        None if `is_stopped()` said so between two steps: the evaluation is then still due, as it is if
+        it fails.
         """
 
         def look(*progress: object) -> None:
@@ -279,7 +280,6 @@ class TrainingRun:
         seed = derive_seed(self.config.BasicSettings.Seed, "evaluation while training", self.step)
         policy = EvaluationPolicy(self.config, models, num_envs, self.execution, seed, settings.Greedy)
         quirks, max_faults = self.config.BasicSettings.ReleaseQuirks, self.config.Environment.MaxFaults
-        self.evaluation_due = True
         with contextlib.closing(policy.make_environment()) as environment:
             try:
                 episodes = evaluate(policy, environment, settings.NumEpisodes, quirks, max_faults, look)

@@ -85,7 +85,7 @@ def test_a_card_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["Seed", "env_name", "config_path", "n", "Restart"])
 def test_what_the_grid_gives_is_no_setting(name: str) -> None:
-    with pytest.raises(UserError, match=f"BasicSettings.{name}: --tasks, --models and --seeds give it"):
+    with pytest.raises(UserError, match=f"BasicSettings.{name}: the grid gives it"):
         atari_small.main(["--tasks", "Boxing", f"BasicSettings.{name}=1"])
 
 

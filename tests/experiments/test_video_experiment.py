@@ -98,7 +98,9 @@ def test_seeds_are_trained_judged_and_recorded_one_after_the_other(
     monkeypatch.setattr(
         video, "judge", lambda data, models, seed: (judgement(seed + 1.0) | {"context": 1}, found)
     )
-    video.main(["--data", "digits", "--models", "STORM", "--seeds", "0", "2", "--out", "records"])
+    video.main(
+        ["--data", "digits", "--models", "STORM", "STORM", "--seeds", "0", "2", "0", "--out", "records"]
+    )
     assert trained == [("digits", "STORM", 0), ("digits", "STORM", 2)]
     record = json.loads(Path("records/digits.json").read_text())
     assert record["summary"]["STORM"]["mse"]["mean"] == 2 and len(record["judgements"]) == 2

@@ -145,6 +145,14 @@ def test_partial_grid_is_never_averaged_with_complete_ones(tmp_path: Path) -> No
     assert "Averages over 2 of 26 games (partial)" in page and "not averaged" in page
 
 
+def test_a_run_from_pretrained_weights_is_set_apart_from_one_from_scratch(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun())
+    path = next((tmp_path / "outputs").glob("*/config.yaml"))
+    path.write_text(path.read_text().replace("pretrained_path: null", "pretrained_path: outputs/other"))
+    ((run,), _) = find_runs(tmp_path / "outputs", [])
+    assert run.deviations == ["BasicSettings.pretrained_path=outputs/other"]
+
+
 def test_game_config_and_seed_are_the_runs_own_not_read_from_its_name(tmp_path: Path) -> None:
     dot = {"env_name": "my_env:MyDot-v0", "steps": 3_000, "evaluated": (3_000,)}
     write_run(tmp_path, FakeRun("my_env_MyDot-v0", "STORM-tiny", score=5.0, **dot))
