@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas
 import pytest
@@ -21,7 +24,7 @@ from experiments.curves_figure import draw
 from experiments.figures import colours_of
 from experiments.grid import Run, cells, grid_parser
 from run_files.directory import RunDirectory
-from utils import UserError
+from utils import UserError, write_atomically
 
 GRIDS = ("acting", "atari_small", "control", "control_ablation", "quick_start", "scale_of")
 GAMES = ("Boxing", "Breakout", "KungFuMaster", "Krull", "MsPacman", "Pong", "RoadRunner")
@@ -89,22 +92,19 @@ def test_what_the_grid_gives_is_no_setting(name: str) -> None:
         atari_small.main(["--tasks", "Boxing", f"BasicSettings.{name}=1"])
 
 
-def test_two_commands_record_all_rows(tmp_path: Path) -> None:
-    code = """
-import sys, time, pathlib
-from experiments import atari_small, grid
-slow = grid.write_atomically
-grid.write_atomically = lambda *arguments: (time.sleep(0.3), slow(*arguments))
-grid.draw = grid.draw_health = lambda *arguments: None
-row = {"agent_steps": 1, "evaluation_returns": [1.0], "evaluations": [[1, [1.0]]]}
-grid.measure = lambda suite, run, *_: row | {"model": run.label, "seed": run.seed}
-out = pathlib.Path(sys.argv[1])
-seeds = sys.argv[2:]
-atari_small.main(["--tasks", "Boxing", "--models", "STORM-small", "--out", str(out), "--seeds", *seeds])
-"""
-    commands = [[sys.executable, "-c", code, str(tmp_path), *seeds] for seeds in (["0", "1"], ["2", "3"])]
-    processes = [subprocess.Popen(command, cwd=REPOSITORY) for command in commands]
-    assert [process.wait() for process in processes] == [0, 0]
+def test_two_commands_record_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.1)
+        write_atomically(*arguments)
+
+    row = {"agent_steps": 1, "evaluation_returns": [1.0], "evaluations": [[1, [1.0]]]}
+    monkeypatch.setattr(grid, "measure", lambda suite, run, *_: row | {"model": run.label, "seed": run.seed})
+    monkeypatch.setattr(grid, "write_atomically", slowly)
+    monkeypatch.setattr(grid, "draw", lambda *_: None)
+    monkeypatch.setattr(grid, "draw_health", lambda *_: None)
+    common = ["--tasks", "Boxing", "--models", "STORM-small", "--out", str(tmp_path), "--seeds"]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(atari_small.main, ([*common, "0", "1"], [*common, "2", "3"]))) == [0, 0]
     runs = json.loads((tmp_path / "Boxing.json").read_text())["runs"]
     assert [run["seed"] for run in runs] == [0, 1, 2, 3]
 

@@ -135,6 +135,8 @@ def test_a_run_is_trained_once_it_has_the_wanted_steps(tmp_path: Path) -> None:
     assert not run.is_done("train")
     write_status(run, "finished", WANTED)
     assert run.is_done("train")
+    (other,) = plan(tmp_path, f"JointTrainAgent.SampleMaxSteps={WANTED}", "Models.Agent.Gamma=0.5")
+    assert not other.is_done("train")  # train.py refuses it, and says why
 
 
 def write_evaluation(run: SweepRun, *rows: str) -> None:
