@@ -48,7 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
     protocols = "fair: a quota per environment; release: first to finish (default: as ReleaseQuirks)"
     option("protocol", protocols, choices=["fair", "release"])
     option("record_video", "save the play of one environment as MP4 or GIF", action="store_true")
-    option("record_dream", "the same, with the dream beside it", action="store_true")
+    option(
+        "record_dream",
+        "the same, with the dream beside it, begun anew every ImagineBatchLength steps",
+        action="store_true",
+    )
     option("world_model", "measure the world model on held-out episodes instead", action="store_true")
     option("video", "judge predictions of held-out clips, after Task=VideoPrediction", action="store_true")
     option("plans", "sampling plans of -video, as 1/1/1,4/4/1 (default: the run's)", default="")

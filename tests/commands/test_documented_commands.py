@@ -41,7 +41,9 @@ def check(words: list[str]) -> None:
     program, arguments = words[0], words[1:]
     if any("dm_control/" in word for word in arguments):
         pytest.importorskip("dm_control")
-    if program == "train.py" and "--help" not in arguments:
+    if arguments == ["--help"]:
+        return  # tests of the commands hold that it prints
+    if program == "train.py":
         load_config(arguments)
     elif program == "eval.py":
         parse_evaluation(arguments)
