@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.figures import colours_of, running_mean, save
-from experiments.training import interval
+from experiments.training import interval, read_record
 
 LEVELS = {"random play": ":", "a person": "-."}
 OTHERS = {"DreamerV3": "#009E73", "DMPO": "#CC79A7", "PPO": "#6B7280"}
@@ -28,7 +28,7 @@ COLUMNS = 3  # at most, so that a page's width leaves them legible
 def draw(records: Sequence[Path], published: Path | None, path: Path) -> None:
     """Draw one panel per task: lines of ours by seed, means and ranges of others, levels to compare with."""
     others = json.loads(published.read_text()) if published else {"steps": [], "methods": {}}
-    tasks = [json.loads(record.read_text()) for record in records]
+    tasks = [read_record(record) for record in records]
     colours = colours_of(run["model"] for task in tasks for run in task["runs"])
     rows = math.ceil(len(tasks) / COLUMNS)
     columns = math.ceil(len(tasks) / rows)

@@ -33,6 +33,7 @@ from experiments.training import (
     command_facts,
     evaluate,
     experiment_parser,
+    read_record,
     run_facts,
     saved_steps,
     train,
@@ -132,7 +133,7 @@ def measure(
 
 def record(suite: Suite, path: Path, row: dict[str, Any], facts: dict[str, Any]) -> None:
     """Put a run's row into the record of its task, in place of an earlier one of the same run."""
-    kept = json.loads(path.read_text())["runs"] if path.is_file() else []
+    kept = read_record(path)["runs"] if path.is_file() else []
     runs = {(each["model"], each["seed"]): each for each in [*kept, row]}
     rows = [runs[key] for key in sorted(runs)]
     record = {**facts, **suite.compare(facts["task"], rows), "runs": rows}
@@ -213,6 +214,8 @@ def run_grid(suite: Suite, description: str, arguments: list[str]) -> int:
     if options.variant and any(map(suite.variants, chain(*map(suite.models, suite.tasks)))):
         raise UserError(f"--variant {options.variant}: {suite.script} has variants of its own")
     runs = checked_runs(suite, options)
+    for path in options.out.glob("*.json"):
+        read_record(path)  # now, rather than when a run is done
     device = str(resolve_device(options.device))
     command = command_facts(suite.script, arguments, options.at_a_time)
     facts, recording = {"window": suite.window, "step": suite.step}, threading.Lock()

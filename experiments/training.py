@@ -76,6 +76,15 @@ def write_record(path: Path, script: str, arguments: list[str], record: dict[str
     write_atomically(path, json.dumps({**facts, **record}, indent=1))
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record of runs; raise UserError if the file is something else."""
+    try:
+        record = json.loads(path.read_text())
+        return {**record, "task": record["task"], "runs": list(record["runs"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a record of runs; move it away, or choose another --out") from None
+
+
 def command_facts(script: str, arguments: list[str], at_a_time: int = AT_A_TIME) -> dict[str, Any]:
     """The command of runs (but where to), and how they shared the machine."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

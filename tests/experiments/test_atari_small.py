@@ -92,6 +92,13 @@ def test_what_the_grid_gives_is_no_setting(name: str) -> None:
         atari_small.main(["--tasks", "Boxing", f"BasicSettings.{name}=1"])
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"task": "Boxing"}'])
+def test_a_file_that_is_no_record_is_found_before_training(text: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text(text)
+    with pytest.raises(UserError, match=r"notes.json: not a record of runs"):
+        atari_small.main(["--tasks", "Boxing", "--out", str(tmp_path)])
+
+
 def test_two_commands_record_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(*arguments: Any) -> None:
         time.sleep(0.1)
