@@ -219,6 +219,16 @@ def test_keys_are_changed_and_stay_so(page: Any, site: Site) -> None:
     assert paddle(page) > before or before > 0.8
 
 
+def test_many_actions_without_names_have_a_key_each(page: Any) -> None:
+    many = (
+        "() => { about.actions.size = 50; about.meanings = []; makeKeys(); return Object.values(bindings) }"
+    )
+    keys = [key for key in page.evaluate(many) if key]
+    page.reload()
+    page.wait_for_selector("[data-token=RIGHT]")
+    assert len(keys) == len(set(keys)) == 33 and not set(keys) & set("pbr.")
+
+
 def test_the_timeline_goes_back_and_the_dream_begins_there(page: Any, site: Site) -> None:
     set_paused(page, site, True)
     latest = step_of(page)
