@@ -140,7 +140,7 @@ def test_the_scores_of_games_are_those_of_the_records(game: str) -> None:
         if " " in model:  # a variant
             assert all(each in " ".join(README.read_text().split()) for each in scores)
         else:
-            assert told(game, f"`{model}`") == ", ".join(scores)
+            assert told(f"`{model}`", game) == ", ".join(scores)
 
 
 def test_the_scores_of_the_quick_start_are_those_of_the_record() -> None:
