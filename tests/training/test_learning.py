@@ -62,9 +62,11 @@ REACH = {
 @pytest.mark.parametrize(
     "task",
     [
-        "bandit",
         "pointing",
-        *(pytest.param(f"{task}-pixels", marks=pytest.mark.slow) for task in ("bandit", "pointing")),
+        *(
+            pytest.param(task, marks=pytest.mark.slow)
+            for task in ("bandit", "bandit-pixels", "pointing-pixels")
+        ),
     ],
 )
 def test_a_hand_is_moved_to_its_target(tmp_path: Path, task: str) -> None:
