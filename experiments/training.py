@@ -24,7 +24,7 @@ from evaluation.tables import best_rows, episode_table, read_episodes, read_eval
 from reporting.statistics import sum_of_means
 from run_files.directory import RunDirectory
 from run_files.metrics import read_metrics
-from run_files.provenance import machine_facts
+from run_files.provenance import machine_facts, source_commit
 from run_files.weights import list_checkpoints
 from sweeping.local import ends_with_parent, wait_until_free
 from utils import REPOSITORY, OneLineParser, UserError, disk_errors, write_atomically
@@ -37,6 +37,7 @@ MOST_AT_A_TIME = 16
 
 def experiment_parser(script: str, description: str) -> OneLineParser:
     """The parser of a script's command line, with what all of them take."""
+    source_commit()  # of the code that runs, whatever is committed before it writes
     name, layout = f"python -m experiments.{script}", argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(prog=name, description=description, formatter_class=layout)
     parser.add_argument(

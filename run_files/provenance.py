@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
     """Return commit, device, hardware, and versions by package, of this process."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     hardware = gpu or f"{_processor()}, {os.cpu_count()} cores"
-    return {"commit": _commit(), "device": str(device), "hardware": hardware, "versions": _versions()}
+    return {"commit": source_commit(), "device": str(device), "hardware": hardware, "versions": _versions()}
 
 
 def joined_facts(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +57,9 @@ def _join(earlier: Any, now: Any) -> Any:
     return AND.join(parts if parts[-1] == str(now) else [*parts, str(now)])
 
 
-def _commit() -> str | None:
-    """The commit of this source, "-modified" after it if files differ; None outside of git."""
+@cache
+def source_commit() -> str | None:
+    """The commit of this source when first asked, "-modified" after it if files differ; None without git."""
     git = ["git", "-C", str(REPOSITORY)]
     command = [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=-modified"]
     try:

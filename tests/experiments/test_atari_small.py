@@ -23,6 +23,7 @@ from experiments import atari_small, grid, training
 from experiments.curves_figure import draw
 from experiments.figures import colours_of
 from experiments.grid import Run, cells, grid_parser
+from run_files import provenance
 from run_files.directory import RunDirectory
 from utils import UserError, write_atomically
 
@@ -97,6 +98,16 @@ def test_a_file_that_is_no_record_is_found_before_training(text: str, tmp_path: 
     (tmp_path / "notes.json").write_text(text)
     with pytest.raises(UserError, match=r"notes.json: not a record of runs"):
         atari_small.main(["--tasks", "Boxing", "--out", str(tmp_path)])
+
+
+def test_a_commit_while_an_experiment_runs_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.experiment_parser("twins", "")
+    before = provenance.source_commit()
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
+    training.write_record(tmp_path / "record.json", "twins", [], {})
+    assert json.loads((tmp_path / "record.json").read_text())["commit"] == before
 
 
 def test_two_commands_record_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
