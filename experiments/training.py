@@ -23,6 +23,7 @@ from configuration.schema import Config, keys_of
 from evaluation.tables import best_rows, episode_table, read_episodes, read_evaluations
 from reporting.statistics import sum_of_means
 from run_files.directory import RunDirectory
+from run_files.manifest import read_json
 from run_files.metrics import read_metrics
 from run_files.provenance import machine_facts, source_commit
 from run_files.weights import list_checkpoints
@@ -79,11 +80,10 @@ def write_record(path: Path, script: str, arguments: list[str], record: dict[str
 
 def read_record(path: Path) -> dict[str, Any]:
     """Read a record of runs; raise UserError if the file is something else."""
-    try:
-        record = json.loads(path.read_text())
-        return {**record, "task": record["task"], "runs": list(record["runs"])}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a record of runs; move it away, or choose another --out") from None
+    record = read_json(path)
+    if not {"task", "runs"} <= record.keys():
+        raise UserError(f"{path}: not a record of runs; move it away, or choose another --out")
+    return record
 
 
 def command_facts(script: str, arguments: list[str], at_a_time: int = AT_A_TIME) -> dict[str, Any]:
