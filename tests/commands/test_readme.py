@@ -21,6 +21,7 @@ from experiments.training import interval
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 KEYS = ROOT / "docs" / "configuration.md"
+LEARNING = KEYS.with_name("learning.md")
 DOCUMENTS = [README, ROOT / "results" / "README.md", *sorted(KEYS.parent.glob("*.md"))]
 START, END = "<!-- config keys: made by tests/commands/test_readme.py -->", "<!-- end of config keys -->"
 
@@ -133,15 +134,34 @@ def recorded(path: str) -> dict[str, list[dict[str, Any]]]:
     return {model: [run for run in runs if run["model"] == model] for model in {run["model"] for run in runs}}
 
 
-@pytest.mark.parametrize("game", ["Boxing", "KungFuMaster", "Krull", "RoadRunner"])
+GAMES = pytest.mark.parametrize("game", ["Boxing", "KungFuMaster", "Krull", "RoadRunner"])
+TOLD_AS = {  # how docs/learning.md calls what the records do
+    "STORM-small": "STORM",
+    "GITSTORM-small": "GIT-STORM",
+    "GITSTORM-small slice": "slices",
+    "GITSTORM-small slice joint": "slices, 4/4/1",
+}
+
+
+@GAMES
 def test_the_scores_of_games_are_those_of_the_records(game: str) -> None:
     for model, runs in recorded(f"atari_small/{game}").items():
         scores = [score(run) for run in runs]
-        row = {"GITSTORM-small whole": "the same with `Condition=whole`"}.get(model, f"`{model}`")
+        row = {"GITSTORM-small slice": "the same with `Condition=slice`"}.get(model, f"`{model}`")
         if model.endswith(" joint"):  # of one game, told in the text
             assert all(each in " ".join(README.read_text().split()) for each in scores)
         else:
             assert told(row, game) == ", ".join(scores)
+
+
+@GAMES
+def test_the_checkpoints_of_games_are_those_of_the_records(game: str) -> None:
+    for model, runs in recorded(f"atari_small/{game}").items():
+        for run in runs:
+            means = [f"{round(statistics.fmean(returns)):,}" for _, returns in run["evaluations"]]
+            trained = f"{run['final_training_return']:,.{0 if game != 'Boxing' else 1}f}"
+            numbers = " | ".join([str(run["seed"]), *means, trained]).replace("-", "−")
+            assert f"| {game}, {TOLD_AS[model]} | {numbers} |" in LEARNING.read_text()
 
 
 def test_the_scores_of_the_quick_start_are_those_of_the_record() -> None:
