@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.scores import human_normalised
 from experiments.training import interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +162,30 @@ def test_the_checkpoints_of_games_are_those_of_the_records(game: str) -> None:
             means = [f"{round(statistics.fmean(returns)):,}" for _, returns in run["evaluations"]]
             trained = f"{run['final_training_return']:,.{0 if game != 'Boxing' else 1}f}"
             numbers = " | ".join([str(run["seed"]), *means, trained]).replace("-", "−")
-            assert f"| {game}, {TOLD_AS.get(model, model)} | {numbers} |" in LEARNING.read_text()
+            assert f"| {game}, {TOLD_AS[model]} | {numbers} |" in LEARNING.read_text()
+
+
+def mean_of_seeds(path: str, model: str) -> float:
+    """The mean over a model's runs in a record of what their last checkpoints return."""
+    return statistics.fmean(statistics.fmean(run["evaluation_returns"]) for run in recorded(path)[model])
+
+
+def test_what_is_concluded_from_the_records_follows_from_them() -> None:
+    text, models = " ".join(LEARNING.read_text().split()), [*TOLD_AS][:3]
+    scores = {  # human-normalised, by game: of STORM, GIT-STORM and GIT-STORM with slices
+        game: [human_normalised(f"ALE/{game}-v5", mean_of_seeds(f"atari_small/{game}", m)) for m in models]
+        for game in ("Boxing", "KungFuMaster", "Krull")
+    }
+    storm, whole, slices = (statistics.fmean(column) for column in zip(*scores.values(), strict=True))
+    assert (
+        f"{whole:.2f} with whole conditions, {slices:.2f} with slices, and {storm:.2f} with STORM's" in text
+    )
+    storm, whole, slices = scores["Boxing"]
+    assert f"this closes {100 * (whole - slices) / (storm - slices):.0f} % of the distance" in text
+    with_key, without = (
+        mean_of_seeds("scale_of/UpNDown", model) for model in ("STORM-small", "STORM-small ScaleOf returns")
+    )
+    assert f"evaluate to {with_key:.0f} on average" in text and f"without it to {without:.0f} " in text
 
 
 def test_the_scores_of_the_quick_start_are_those_of_the_record() -> None:
